@@ -1,0 +1,83 @@
+"""The semantics-preserving token t*: where in the prompt the question's meaning sits.
+
+Source: "Gradients with Respect to Semantics Preserving Embeddings Tell the Uncertainty of Large Language Models",
+arXiv 2605.04638. The authors give a table of three models; here t* is found from the chat template:
+
+1. the generation header starts with a special token → that token (ChatML, Llama 3, Gemma, Phi);
+2. there is no header, or none that starts so → the last token of the last user text (Mistral);
+3. there is no template → the caller names the question inside the raw text, and its last token is t*.
+
+It is never guessed: where no rule holds there is no anchor, and what needs one says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hallucination_guard.errors import AnchorError, InputError
+from hallucination_guard.template import Prompt, question_of
+from hallucination_guard.types import Anchor
+
+__all__ = ["NO_ANCHOR", "locate_anchor"]
+
+NO_ANCHOR = AnchorError(
+    "this model has no chat template, so nothing says where the question ends",
+    hint="name it: generate(prompt, question='the part of the prompt whose last token carries the meaning')",
+)
+
+
+def locate_anchor(tokenizer: Any, prompt: Prompt, *, question: str | None = None) -> Anchor | None:
+    """Name t*; None when there is neither a template nor a ``question``.
+
+    Args:
+        tokenizer: of the model.
+        prompt: what :func:`~hallucination_guard.template.render` wrote.
+        question: a part of the prompt's text whose last token is to be t*; overrides the template's rule.
+
+    Raises:
+        AnchorError: if the question is not in the prompt, or the user's text can not be found in it again.
+    """
+    if question is not None:
+        return _last_token_of(tokenizer, prompt, question, rule="question")
+    if not prompt.templated:
+        return None
+    first = len(prompt.token_ids) - prompt.header
+    if prompt.header and _is_special(tokenizer, prompt.token_ids[first]):
+        return _anchor(tokenizer, prompt, first, rule="header")
+    return _last_token_of(tokenizer, prompt, question_of(prompt.messages), rule="last_user_token")
+
+
+def _is_special(tokenizer: Any, token_id: int) -> bool:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token_id)
+    return token_id in tokenizer.all_special_ids or bool(added is not None and added.special)
+
+
+def _anchor(tokenizer: Any, prompt: Prompt, position: int, *, rule: Any) -> Anchor:
+    token = tokenizer.convert_ids_to_tokens(prompt.token_ids[position])
+    return Anchor(index=position - len(prompt.token_ids), token=str(token), rule=rule)
+
+
+def _last_token_of(tokenizer: Any, prompt: Prompt, part: str, *, rule: Any) -> Anchor:
+    part = part.strip()
+    if not part:
+        raise InputError("the question is empty", hint="name the part of the prompt that asks")
+    end = prompt.text.rfind(part) + len(part)
+    if end < len(part):
+        raise AnchorError(
+            f"{part[:60]!r} does not occur in the prompt", hint="name a part of the prompt as it is written there"
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise AnchorError(
+            f"the tokenizer {type(tokenizer).__name__!r} can not tell which token a character belongs to",
+            hint="load the fast version of the tokenizer (use_fast=True)",
+        )
+    encoded = tokenizer(prompt.text, add_special_tokens=not prompt.templated, return_offsets_mapping=True)
+    if tuple(encoded["input_ids"]) != prompt.token_ids:
+        raise AnchorError(
+            "the rendered prompt tokenizes differently the second time, so no token can be named",
+            hint="report the tokenizer; or name the question yourself on a tokenizer without such a template",
+        )
+    covering = [at for at, (start, stop) in enumerate(encoded["offset_mapping"]) if start < end <= stop]
+    if not covering:
+        raise AnchorError(f"no token covers the end of {part[:60]!r}", hint="end the question with a visible character")
+    return _anchor(tokenizer, prompt, covering[-1], rule=rule)

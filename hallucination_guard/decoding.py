@@ -1,0 +1,87 @@
+"""Drawing tokens without touching anybody's random state, and stopping at a text.
+
+``transformers`` samples with the global generator. Here a draw is the argmax of logits plus Gumbel noise from a
+generator of its own, one for each row, which has the same distribution: the same seed gives the same answer alone, in
+a batch, and beside other threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from hallucination_guard.errors import InputError
+
+__all__ = ["Draw", "StopAtText", "end_of_answer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How the next token is chosen.
+
+    Args:
+        temperature: 0 for greedy decoding.
+        top_p: nucleus, in (0, 1].
+        seed: of every row's generator.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature!r}", hint="0 is greedy, 1 the model's own distribution")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p!r}", hint="a share of the probability, above 0 and at most 1")
+
+    def processors(self, rows: int, device: torch.device) -> LogitsProcessorList:
+        """To be followed by an argmax."""
+        chain = LogitsProcessorList()
+        if self.temperature > 0.0:
+            chain.append(TemperatureLogitsWarper(self.temperature))
+            if self.top_p < 1.0:
+                chain.append(TopPLogitsWarper(self.top_p))
+            chain.append(_GumbelNoise(self.seed, rows, device))
+        return chain
+
+
+class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    def __init__(self, seed: int, rows: int, device: torch.device) -> None:
+        self._generators = [torch.Generator(device=device).manual_seed(seed) for _ in range(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        waits = torch.stack(
+            [torch.empty_like(row).exponential_(generator=own) for row, own in zip(scores, self._generators, strict=True)]
+        )
+        return scores - waits.clamp_min(torch.finfo(scores.dtype).tiny).log()  # −log Exp(1) is Gumbel
+
+
+class StopAtText(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
+    """Stops a row as soon as its answer contains one of ``texts``."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer, self._texts, self._from = tokenizer, tuple(texts), prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
+        answers = self._tokenizer.batch_decode(input_ids[:, self._from :], skip_special_tokens=True)
+        done = [any(text in answer for text in self._texts) for answer in answers]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def end_of_answer(tokenizer: Any, ids: Sequence[int], end_ids: frozenset[int], texts: Sequence[str]) -> tuple[int, bool]:
+    """How many of the drawn ids are the answer, and whether it ended by itself.
+
+    The answer ends before the first end token, and before the token that completes a stop text.
+    """
+    length = next((at for at, drawn in enumerate(ids) if drawn in end_ids), len(ids))
+    ended = length < len(ids)
+    while length and any(text in tokenizer.decode(ids[:length], skip_special_tokens=True) for text in texts):
+        length, ended = length - 1, True
+    return length, ended

@@ -1,0 +1,109 @@
+"""Everything that can go wrong, as one tree.
+
+::
+
+    GuardError
+    ├── InputError           a prompt, answer, id or file row that can not be used
+    ├── ConfigurationError   settings that can not work together
+    │   ├── PolicyError      a policy document or object that makes no sense
+    │   └── MissingExtra     an optional dependency is not installed
+    ├── ModelError           a model that can not be scored (or not safely)
+    │   └── SelfTestFailed   its gradient is nil, not finite or wrong
+    ├── AnchorError          no semantics-preserving token can be named
+    ├── ScoringError         the arithmetic gave no finite number
+    ├── CalibrationError     a calibration that can not be fitted, read or applied
+    │   └── CalibrationMismatch   it was fitted on another model, template, dtype or scorer
+    ├── CallError            a retriever or an escalation target failed
+    │   └── CallTimeout      … or did not answer in time
+    └── AuditError           the log can not be written, read or trusted
+
+Every message names the offending value; ``hint`` says how to mend it and is part of ``str(error)``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnchorError",
+    "AuditError",
+    "CalibrationError",
+    "CalibrationMismatch",
+    "CallError",
+    "CallTimeout",
+    "ConfigurationError",
+    "GuardError",
+    "InputError",
+    "MissingExtra",
+    "ModelError",
+    "PolicyError",
+    "ScoringError",
+    "SelfTestFailed",
+]
+
+
+class GuardError(Exception):
+    """Base of all errors raised on purpose by this package.
+
+    Args:
+        message: what is wrong, naming the value.
+        hint: how to mend it, one sentence; empty where the message says it all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InputError(GuardError, ValueError):
+    """A prompt, answer, token id or file row that can not be used."""
+
+
+class ConfigurationError(GuardError):
+    """Settings that can not work together."""
+
+
+class PolicyError(ConfigurationError):
+    """A policy document or policy object that makes no sense."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """An optional dependency is not installed; the hint is the command that installs it."""
+
+
+class ModelError(GuardError):
+    """A model that can not be scored, or not safely."""
+
+
+class SelfTestFailed(ModelError):
+    """The gradient of this model is nil, not finite, or disagrees with finite differences."""
+
+
+class AnchorError(GuardError):
+    """No semantics-preserving token t* can be named for this prompt."""
+
+
+class ScoringError(GuardError):
+    """The arithmetic gave no finite number."""
+
+
+class CalibrationError(GuardError):
+    """A calibration that can not be fitted, read or applied."""
+
+
+class CalibrationMismatch(CalibrationError):
+    """A calibration fitted on another model, template, dtype or scorer."""
+
+
+class CallError(GuardError):
+    """A retriever or an escalation target failed."""
+
+
+class CallTimeout(CallError):
+    """A retriever or an escalation target did not answer in time."""
+
+
+class AuditError(GuardError):
+    """The audit log can not be written, read or trusted."""

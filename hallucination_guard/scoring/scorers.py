@@ -1,0 +1,197 @@
+"""The scorers: what is measured under which name. Higher = less certain (but for ``min_token_logprob``).
+
+Each gradient scorer measures everything, since one pass gives everything; they differ in which number they are about.
+
+========== ==========================================================================================================
+SemGrad    mean over the deep layers l and the d dimensions of |∂ℓ(ω)/∂h_{l,t*}|
+ParaGrad   mean over V × d of |∂ℓ(ω)/∂W|, W being the head as a variable of its own, also where embeddings are tied
+ExGrad     the same with w_t = 1
+HybridGrad (1 − e^(−ω̄)) · SemGrad + e^(−ω̄) · ParaGrad, ω̄ the mean token entropy
+Likelihood no gradient: entropies and likelihoods only
+========== ==========================================================================================================
+
+Source: arXiv 2605.04638. The published code divides by T and, on tied embeddings, adds the path through the input
+embedding; the paper's formulas do neither, and neither does this.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from hallucination_guard.errors import AnchorError, ScoringError
+from hallucination_guard.scoring.gradients import GradientSettings, measure, walk_head
+from hallucination_guard.types import Generation, Score, ScorerIdentity
+
+__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad"]
+
+_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What all scorers share: empty answers are unscorable, and a number that is not finite is an error."""
+
+    primary: ClassVar[str]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting that changes a number."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """Name, version and settings: a calibration holds for exactly this."""
+        return ScorerIdentity(name=self.primary, version=_VERSION, settings=self.settings)
+
+    def __call__(self, model: Any, generation: Generation) -> Score:
+        """Score one generation.
+
+        Args:
+            model: the :class:`~hallucination_guard.model.WhiteBoxModel` it belongs to.
+            generation: from ``model.generate`` or ``model.read``.
+
+        Raises:
+            AnchorError: if a gradient is asked for and the generation has no anchor.
+            ScoringError: if a number is not finite, or the generation is another model's.
+        """
+        return self.batch(model, [generation])[0]
+
+    def batch(self, model: Any, generations: Sequence[Generation]) -> list[Score]:
+        """Score several generations at once, each as it would be scored alone (within rounding)."""
+        began = time.perf_counter()
+        for generation in generations:
+            if generation.model.fingerprint != model.identity.fingerprint:
+                raise ScoringError(
+                    f"the generation is of model {generation.model.name!r}, not of {model.name!r}",
+                    hint="model.read(messages, answer=...) scores another model's text with this one",
+                )
+        reasons = [_nothing_to_measure(generation) for generation in generations]
+        full = [each for each, reason in zip(generations, reasons, strict=True) if not reason]
+        measured = iter(self._measure(model, full) if full else [])
+        seconds = (time.perf_counter() - began) / max(1, len(generations))
+        return [
+            Score.unscorable(reason, scorer=self.identity)
+            if reason
+            else self._score(next(measured), generation, seconds)
+            for generation, reason in zip(generations, reasons, strict=True)
+        ]
+
+    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+        raise NotImplementedError  # pragma: no cover - both kinds below have their own
+
+    def _score(self, numbers: _Numbers, generation: Generation, seconds: float) -> Score:
+        for name, value in numbers.scores.items():
+            if not math.isfinite(value):
+                raise ScoringError(
+                    f"{name} is {value!r}", hint="in float16 gradients overflow or vanish: use bfloat16 or float32"
+                )
+        return Score(
+            status="scored",
+            scorer=self.identity,
+            scores=numbers.scores,
+            anchor=generation.anchor if numbers.gradient else None,
+            token_entropies=numbers.entropies,
+            token_logprobs=numbers.logprobs,
+            seconds=seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Numbers:
+    scores: dict[str, float]
+    entropies: tuple[float, ...]
+    logprobs: tuple[float, ...]
+    gradient: bool
+
+
+@dataclass(frozen=True)
+class _Gradient(GradientSettings, _Scorer):
+    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+        results = []
+        for each in measure(model, generations, self):
+            likelihood = _likelihoods(each.entropies, each.logprobs)
+            share = math.exp(-likelihood["mean_token_entropy"])
+            scores = {
+                "semgrad": each.semgrad,
+                "paragrad": each.paragrad,
+                "exgrad": each.exgrad,
+                "hybridgrad": (1.0 - share) * each.semgrad + share * each.paragrad,
+                **likelihood,
+            }
+            results.append(
+                _Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, gradient=True)
+            )
+        return results
+
+
+class SemGrad(_Gradient):
+    """How much the answer hangs on the exact state at the question's meaning. See the module's table."""
+
+    primary = "semgrad"
+
+
+class ParaGrad(_Gradient):
+    """How much the answer pulls at the head's weights, entropy-weighted. See the module's table."""
+
+    primary = "paragrad"
+
+
+class ExGrad(_Gradient):
+    """As :class:`ParaGrad`, every token counting the same. See the module's table."""
+
+    primary = "exgrad"
+
+
+class HybridGrad(_Gradient):
+    """SemGrad where the model hesitates, ParaGrad where it is sure. See the module's table."""
+
+    primary = "hybridgrad"
+
+
+@dataclass(frozen=True)
+class Likelihood(_Scorer):
+    """Entropies and likelihoods without any gradient; works without an anchor."""
+
+    primary = "sequence_nll"
+
+    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+        results = []
+        for generation in generations:
+            prompt, answer = generation.prompt_token_ids, generation.response_token_ids
+            ids = torch.tensor([(*prompt, *answer[:-1])], device=model.device)
+            view = model.layout.view(model.model, {})
+            with torch.inference_mode(False), torch.no_grad():
+                final = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state
+            walk = walk_head(model.head, final[0, -len(answer) :], answer)
+            entropies, logprobs = tuple(walk.entropies.tolist()), tuple(walk.logprobs.tolist())
+            results.append(
+                _Numbers(
+                    scores=_likelihoods(entropies, logprobs), entropies=entropies, logprobs=logprobs, gradient=False
+                )
+            )
+        return results
+
+
+def _likelihoods(entropies: Sequence[float], logprobs: Sequence[float]) -> dict[str, float]:
+    """The cheap scores; of these ``min_token_logprob`` alone is lower where the model is less certain."""
+    return {
+        "mean_token_entropy": math.fsum(entropies) / len(entropies),
+        "max_token_entropy": max(entropies),
+        "sequence_nll": -math.fsum(logprobs),
+        "mean_nll": -math.fsum(logprobs) / len(logprobs),
+        "min_token_logprob": min(logprobs),
+    }
+
+
+def _nothing_to_measure(generation: Generation) -> str:
+    if not generation.response_token_ids:
+        return "the answer is empty"
+    if not generation.text.strip():
+        return "the answer has no visible text, only special tokens or white space"
+    return ""

@@ -1,0 +1,130 @@
+"""Can this model's gradient be trusted? Asked once, on loading, with a dozen tokens.
+
+A quantised or patched model can answer perfectly and have a gradient that is nil everywhere; its scores would all read
+"certain". An architecture can do something between final states and logits that the closed form does not know. So:
+
+1. the logits from the replayed deep half and the head's formula are those of the model's own forward pass;
+2. the gradient at every deep layer is finite and not nil;
+3. along its own direction it is what a finite difference says (float32 and float64; below that only the sign holds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.errors import SelfTestFailed
+from hallucination_guard.replay import Replay, Trace, replay
+
+__all__ = ["SelfTest", "self_test"]
+
+_PREFIX, _ANSWER = 6, 6
+_LOGIT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_SLOPE_TOLERANCE = {torch.float64: 0.05, torch.float32: 0.05}  # norms and softmax compute in float32 in both
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """What was found.
+
+    Args:
+        logit_error: largest difference to the model's own logits, relative to their spread.
+        gradient_norm: ℓ2 norm of the gradient over the deep layers at the anchor.
+        slope_error: relative difference between gradient and finite difference; None below float32.
+    """
+
+    logit_error: float
+    gradient_norm: float
+    slope_error: float | None
+
+
+def self_test(model: Any) -> SelfTest:
+    """Run the test on a :class:`~hallucination_guard.model.WhiteBoxModel`.
+
+    Raises:
+        SelfTestFailed: with what is wrong and what usually causes it.
+    """
+    layers = model.deep_layers
+    if not layers:
+        raise SelfTestFailed(
+            f"{model.name!r} has {model.layout.depth} layers", hint="a deep half needs at least three layers"
+        )
+    ids = _token_ids(model)
+    with torch.inference_mode(False), torch.no_grad():
+        view = model.layout.view(model.model, {})
+        out = view(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        own = out.logits[0, _PREFIX - 1 : -1].to(model.head.dtype)
+    answer = ids[0, _PREFIX:]
+    trace = model.trace_ids(ids[0].tolist(), _PREFIX - 3, layers)
+    run = replay(model.model, model.layout, [trace], layers)
+    logits = model.head.logits(run.final[0, -_ANSWER:].detach())
+    error = float((logits - own).abs().max() / own.std().clamp_min(1e-12))
+    if not error <= _LOGIT_TOLERANCE[model.model.dtype]:
+        raise SelfTestFailed(
+            f"the logits of {model.name!r} can not be computed from its final states (relative difference {error:.2g})",
+            hint="its head does more than a matrix, bias, scale and soft cap, or its cache can not be cut at a token",
+        )
+    gradient = torch.cat([part.flatten() for part in _gradient(model, run, answer)]).double()
+    norm = float(gradient.norm())
+    if not torch.isfinite(gradient).all():
+        raise SelfTestFailed(
+            f"the gradient of {model.name!r} is not finite", hint="load it in bfloat16 or float32 rather than float16"
+        )
+    if norm == 0.0:
+        raise SelfTestFailed(
+            f"the gradient of {model.name!r} is nil everywhere, so every answer would look certain",
+            hint="its quantised kernels have no backward: use weight-only quantisation or an unquantised model",
+        )
+    slope = _slope_error(model, trace, layers, answer)
+    if slope is not None and not slope <= _SLOPE_TOLERANCE[model.model.dtype]:
+        raise SelfTestFailed(
+            f"the gradient of {model.name!r} differs from a finite difference by {slope:.2g} of its size",
+            hint="some layer's backward is only an approximation of its forward",
+        )
+    return SelfTest(logit_error=error, gradient_norm=norm, slope_error=slope)
+
+
+def _token_ids(model: Any) -> Tensor:
+    """A dozen different ids, spread over the vocabulary."""
+    count = _PREFIX + _ANSWER
+    ids = [(at * 7919 + 13) % model.vocabulary for at in range(1, count + 1)]
+    return torch.tensor([ids], device=model.device)
+
+
+def _loss(model: Any, final: Tensor, answer: Tensor) -> Tensor:
+    logp = torch.log_softmax(model.head.logits(final[0, -_ANSWER:]), dim=-1)
+    return -logp.gather(1, answer.to(logp.device)[:, None]).sum()
+
+
+def _gradient(model: Any, run: Replay, answer: Tensor) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False), torch.enable_grad():
+        loss = _loss(model, run.final, answer)
+        if not loss.requires_grad:  # no operation on the way recorded itself
+            return tuple(torch.zeros_like(leaf) for leaf in run.leaves)
+        found = torch.autograd.grad(loss, run.leaves, allow_unused=True)
+    return tuple(
+        torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, run.leaves, strict=True)
+    )
+
+
+def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> float | None:
+    """Central difference of the loss along the first deep layer's gradient, against that gradient's norm."""
+    if model.model.dtype not in _SLOPE_TOLERANCE:
+        return None
+    run = replay(model.model, model.layout, [trace], layers)
+    gradient = _gradient(model, run, answer)[0][0]
+    norm = float(gradient.norm())
+    direction = gradient / max(norm, 1e-30)
+    state = trace.states[0]
+    step = float(state.norm()) * (1e-3 if model.model.dtype == torch.float64 else 1e-2)
+    losses = []
+    for sign in (1.0, -1.0):
+        moved = trace.states.clone()
+        moved[0] = state + sign * step * direction
+        there = Trace(start=trace.start, first=trace.first, prefix=trace.prefix, states=moved)
+        with torch.no_grad():
+            losses.append(float(_loss(model, replay(model.model, model.layout, [there], layers).final, answer)))
+    return abs((losses[0] - losses[1]) / (2 * step) - norm) / max(norm, 1e-30)

@@ -85,12 +85,14 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
     columns = torch.arange(width, device=device)
     real = torch.tensor(lengths, device=device)[:, None]
     begin = torch.tensor(starts, device=device)[:, None]
-    # Padding on the right is never looked at; its position is held inside the table of learnt positions (GPT-2).
+    # Padding on the right is behind every real token, so causality hides it. Masking it as well would leave a padded
+    # row of a sliding window with nothing to look at: not a number, and 0 · NaN spreads in the backward.
+    # Its position is held inside the table of learnt positions (GPT-2).
     positions = begin + torch.minimum(columns, real - 1)
     mask = None
-    if min(starts) < prefix or min(lengths) < width:
-        old = torch.arange(prefix, device=device) >= prefix - begin
-        mask = torch.cat([old, columns < real], dim=1).long()
+    if min(starts) < prefix:
+        seen = torch.arange(prefix + width, device=device) >= prefix - begin
+        mask = seen.long()
     decoder = layout.decoder_of(layout.view(model, replace))
     with torch.inference_mode(False), torch.enable_grad():
         out = decoder(

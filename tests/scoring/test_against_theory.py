@@ -22,7 +22,6 @@ _spec.loader.exec_module(reference)
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
 QUESTIONS = ["Who?", "What is the capital of France, and of Spain?", "Name a red fruit."]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-EAGER = 1e-6  # Gemma 2 has no fused attention: its softmax is in float32, and a batch rounds it elsewhere
 
 
 def expected(white: WhiteBoxModel, generation: Any, **settings: Any) -> dict[str, float]:
@@ -36,15 +35,23 @@ def expected(white: WhiteBoxModel, generation: Any, **settings: Any) -> dict[str
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        pytest.param(family, dtype, id=f"{family}-{str(dtype)[6:]}")
+        for family in FAMILIES
+        for dtype in TOLERANCE
+        # Gemma 2 has no fused attention: in float64 its mask overflows the float32 softmax to "not a number".
+        if (family, dtype) != ("gemma2", torch.float64)
+    ],
+)
 class TestEqualsFullSequenceAutograd:
     @pytest.fixture
     def white(self, family: str, dtype: torch.dtype, tied: bool) -> WhiteBoxModel:
         return WhiteBoxModel(tiny_model(family, dtype=dtype, tied=tied), tiny_tokenizer())
 
     def test_after_generating(self, white: WhiteBoxModel, dtype: torch.dtype) -> None:
-        generation = white.generate(QUESTIONS[1], max_new_tokens=9, temperature=1.0, seed=3)
+        generation = white.generate(QUESTIONS[1], max_new_tokens=9, temperature=1.0, seed=0)
         assert dict(HybridGrad()(white, generation).scores) == pytest.approx(
             expected(white, generation), rel=TOLERANCE[dtype]
         )
@@ -55,20 +62,16 @@ class TestEqualsFullSequenceAutograd:
             expected(white, generation), rel=TOLERANCE[dtype]
         )
 
-    def test_in_a_generated_batch_of_different_lengths(
-        self, white: WhiteBoxModel, family: str, dtype: torch.dtype
-    ) -> None:
-        tolerance = max(TOLERANCE[dtype], EAGER if family == "gemma2" else 0)
-        generations = white.generate(QUESTIONS, max_new_tokens=7, temperature=1.0, seed=3)
+    def test_in_a_generated_batch_of_different_lengths(self, white: WhiteBoxModel, dtype: torch.dtype) -> None:
+        generations = white.generate(QUESTIONS, max_new_tokens=12, temperature=1.0, seed=0)
         for score, generation in zip(HybridGrad().batch(white, generations), generations, strict=True):
-            assert dict(score.scores) == pytest.approx(expected(white, generation), rel=tolerance)
+            assert dict(score.scores) == pytest.approx(expected(white, generation), rel=TOLERANCE[dtype])
 
-    def test_in_a_read_batch_of_different_lengths(self, white: WhiteBoxModel, family: str, dtype: torch.dtype) -> None:
-        tolerance = max(TOLERANCE[dtype], EAGER if family == "gemma2" else 0)
+    def test_in_a_read_batch_of_different_lengths(self, white: WhiteBoxModel, dtype: torch.dtype) -> None:
         pairs = zip(QUESTIONS, ("no", "Paris and Madrid, I think", "a cherry"), strict=True)
         generations = [white.read(question, answer=answer) for question, answer in pairs]
         for score, generation in zip(HybridGrad().batch(white, generations), generations, strict=True):
-            assert dict(score.scores) == pytest.approx(expected(white, generation), rel=tolerance)
+            assert dict(score.scores) == pytest.approx(expected(white, generation), rel=TOLERANCE[dtype])
 
 
 # Norms and softmax compute in float32 inside some models, whatever the weights are: the step is chosen for that.
@@ -109,27 +112,27 @@ class TestSettings:
         return WhiteBoxModel(tiny_model(dtype=torch.float64), tiny_tokenizer())
 
     def test_official_layers_start_one_earlier(self, white: WhiteBoxModel) -> None:
-        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=3)
+        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=0)
         score = SemGrad(layers="official")(white, generation)
         assert score.scores["semgrad"] == pytest.approx(
             expected(white, generation, layers=range(3, 6))["semgrad"], rel=1e-9
         )
 
     def test_the_mean_is_the_sum_divided_by_the_answers_length(self, white: WhiteBoxModel) -> None:
-        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=3)
+        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=0)
         length = len(generation.response_token_ids)
         for scorer in (SemGrad, ParaGrad, ExGrad):
             whole = scorer()(white, generation).scores[scorer.primary]
             assert scorer(reduction="mean")(white, generation).scores[scorer.primary] == pytest.approx(whole / length)
 
     def test_without_entropy_weights_every_token_counts_the_same(self, white: WhiteBoxModel) -> None:
-        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=3)
+        generation = white.generate(QUESTIONS[0], max_new_tokens=5, temperature=1.0, seed=0)
         score = SemGrad(weighting="none")(white, generation)
         assert score.scores["semgrad"] == pytest.approx(
             expected(white, generation, weights="none")["semgrad"], rel=1e-9
         )
 
     def test_the_likelihood_scorer_gives_the_same_numbers_without_a_gradient(self, white: WhiteBoxModel) -> None:
-        generation = white.generate(QUESTIONS[1], max_new_tokens=5, temperature=1.0, seed=3)
+        generation = white.generate(QUESTIONS[1], max_new_tokens=5, temperature=1.0, seed=0)
         cheap, full = Likelihood()(white, generation), HybridGrad()(white, generation)
         assert dict(cheap.scores) == pytest.approx({name: full.scores[name] for name in cheap.scores})

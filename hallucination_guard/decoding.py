@@ -58,7 +58,10 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is un
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         waits = torch.stack(
-            [torch.empty_like(row).exponential_(generator=own) for row, own in zip(scores, self._generators, strict=True)]
+            [
+                torch.empty_like(row).exponential_(generator=own)
+                for row, own in zip(scores, self._generators, strict=True)
+            ]
         )
         return scores - waits.clamp_min(torch.finfo(scores.dtype).tiny).log()  # −log Exp(1) is Gumbel
 
@@ -75,7 +78,9 @@ class StopAtText(StoppingCriteria):  # type: ignore[misc]  # transformers is unt
         return torch.tensor(done, device=input_ids.device)
 
 
-def end_of_answer(tokenizer: Any, ids: Sequence[int], end_ids: frozenset[int], texts: Sequence[str]) -> tuple[int, bool]:
+def end_of_answer(
+    tokenizer: Any, ids: Sequence[int], end_ids: frozenset[int], texts: Sequence[str]
+) -> tuple[int, bool]:
     """How many of the drawn ids are the answer, and whether it ended by itself.
 
     The answer ends before the first end token, and before the token that completes a stop text.

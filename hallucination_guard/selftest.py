@@ -105,9 +105,7 @@ def _gradient(model: Any, run: Replay, answer: Tensor) -> tuple[Tensor, ...]:
         if not loss.requires_grad:  # no operation on the way recorded itself
             return tuple(torch.zeros_like(leaf) for leaf in run.leaves)
         found = torch.autograd.grad(loss, run.leaves, allow_unused=True)
-    return tuple(
-        torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, run.leaves, strict=True)
-    )
+    return tuple(torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, run.leaves, strict=True))
 
 
 def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> float | None:

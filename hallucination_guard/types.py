@@ -23,8 +23,8 @@ __all__ = [
     "Decision",
     "Escalate",
     "Generation",
-    "Messages",
     "Message",
+    "Messages",
     "ModelIdentity",
     "Move",
     "Outcome",
@@ -334,10 +334,12 @@ class Outcome:
         decision: the last one taken.
         verdict: the one that was judged last.
         attempts: how many answers were generated.
-        audit_ids: one id an attempt, in order; empty without an audit log.
+        audit_ids: one id an attempt, in order, and one for an escalation's answer; empty without an audit log.
         seconds: ``generate`` and ``score``, over all attempts, and ``total``.
         generation: the draft that was judged last, for inspection; its text is *not* cleared by an abstention.
         tokens: ``in`` and ``out``, over all attempts.
+        retrieved: ids of the passages in the prompt of the judged draft.
+        request_id: of this call, for the log.
     """
 
     text: str | None
@@ -348,6 +350,8 @@ class Outcome:
     audit_ids: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
+    retrieved: tuple[str, ...] = ()
+    request_id: str = ""
 
     def __post_init__(self) -> None:
         if self.text is not None and self.decision.action not in ("accept", "escalate"):

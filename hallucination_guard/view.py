@@ -101,9 +101,7 @@ class Layout:
             )
         path = tuple(min(lists, key=lambda name: name.count(".")).split("."))
         layout = cls(decoder=tuple(at.split(".")), layers=path, depth=depth, returns_tuple=False)
-        return cls(
-            decoder=layout.decoder, layers=path, depth=depth, returns_tuple=layout._layer_returns_tuple(model)
-        )
+        return cls(decoder=layout.decoder, layers=path, depth=depth, returns_tuple=layout._layer_returns_tuple(model))
 
     def _layer_returns_tuple(self, model: Any) -> bool:
         seen: list[bool] = []

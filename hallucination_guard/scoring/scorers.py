@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hallucination_guard.errors import AnchorError, ScoringError
+from hallucination_guard.errors import ScoringError
 from hallucination_guard.scoring.gradients import GradientSettings, measure, walk_head
 from hallucination_guard.types import Generation, Score, ScorerIdentity
 
@@ -124,9 +124,7 @@ class _Gradient(GradientSettings, _Scorer):
                 "hybridgrad": (1.0 - share) * each.semgrad + share * each.paragrad,
                 **likelihood,
             }
-            results.append(
-                _Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, gradient=True)
-            )
+            results.append(_Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, gradient=True))
         return results
 
 

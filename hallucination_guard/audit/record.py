@@ -1,0 +1,169 @@
+"""All that is needed to take the same decision again, as one JSON object.
+
+The fields and their meaning are a stable schema: a field is never renamed or given another meaning; what changes them
+raises :data:`SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Self, get_args
+from uuid import uuid4
+
+from hallucination_guard.errors import AuditError
+from hallucination_guard.types import JSON, Action, Status
+
+__all__ = ["SCHEMA", "AuditRecord"]
+
+SCHEMA = 1
+"""The version of the fields of :class:`AuditRecord`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One attempt: who measured what, what it meant, what was decided and why.
+
+    Plain data all the way down and frozen all the way down: mappings become read-only, lists become tuples.
+
+    Args:
+        schema: version of these fields.
+        id: unique; under which the record can be found again.
+        time: UTC, ISO 8601 with microseconds.
+        request_id: of the call that this attempt belongs to.
+        thread_id: of the conversation, if there is one.
+        attempt: 1 for the first draft.
+        model: ``name``, ``fingerprint``, ``dtype``, ``template``.
+        scorer: ``name``, ``version``, ``settings``.
+        status: ``scored``, ``unscorable`` or ``error``.
+        detail: why there is no score; empty when there is one. Never text of the prompt or the answer.
+        scores: by name; higher = less certain.
+        anchor: t*: ``index`` (negative, from the end of the prompt), ``token``, ``rule``; None without a gradient.
+        confidence: calibrated P(correct) in [0, 1]; None when uncalibrated or unscored.
+        certificate: id of the certificate that holds, if one does.
+        policy: ``id``, ``version``, ``hash``.
+        decision: the verb.
+        rule: the rule that fired.
+        reason: the same in words. Never text of the prompt or the answer.
+        judged: the attempt whose draft the decision is about; 0, the default, stands for ``attempt``.
+        tokens: ``in`` and ``out``, of this attempt.
+        seconds: ``generate`` and ``score``, wall time of this attempt.
+        retrieved: ids of the documents that were put into the prompt.
+        prompt: list of role/content, or text; in a log that keeps no text, what stands for it.
+        answer: text; None when there is none; in a log that keeps no text, what stands for it.
+        versions: of the libraries that took part, by name.
+        seq: position in the chain, from 0. This and the next two are the log's to fill in.
+        prev: hash of the record before.
+        hash: over all the fields but itself.
+
+    Raises:
+        ValueError: on a number that is not finite, or on what JSON can not hold; the message names the field.
+    """
+
+    schema: int = SCHEMA
+    id: str = field(default_factory=lambda: uuid4().hex)
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
+    request_id: str
+    thread_id: str | None = None
+    attempt: int = 1
+    model: Mapping[str, JSON]
+    scorer: Mapping[str, JSON]
+    status: Status
+    detail: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    anchor: Mapping[str, JSON] | None = None
+    confidence: float | None = None
+    certificate: str | None = None
+    policy: Mapping[str, JSON]
+    decision: Action
+    rule: str
+    reason: str
+    judged: int = 0
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    retrieved: tuple[str, ...] = ()
+    prompt: JSON
+    answer: str | Mapping[str, JSON] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seq: int | None = None
+    prev: str | None = None
+    hash: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema is {self.schema!r}, not {SCHEMA}")
+        if self.status not in get_args(Status):
+            raise ValueError(f"status is {self.status!r}, not one of {', '.join(get_args(Status))}")
+        if self.decision not in get_args(Action):
+            raise ValueError(f"decision is {self.decision!r}, not one of {', '.join(get_args(Action))}")
+        for name in ("model", "scorer", "scores", "policy", "tokens", "seconds", "versions"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not a mapping")
+        for name in _NAMES:
+            object.__setattr__(self, name, _frozen(getattr(self, name), name))
+        object.__setattr__(self, "judged", self.judged or self.attempt)
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], AuditRecord], tuple[dict[str, Any]]]:
+        # A read-only mapping can not be pickled or copied deeply, and a record may well travel to another process.
+        return type(self).from_json_dict, (self.to_json_dict(),)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """All the fields in their order, as plain dicts, lists, strings and numbers; the caller's to change."""
+        return {name: _thawed(getattr(self, name)) for name in _NAMES}
+
+    @classmethod
+    def from_json_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The record that :meth:`to_json_dict` gave.
+
+        Raises:
+            AuditError: another schema, a missing or unknown field, or a value that can not be.
+        """
+        if (schema := data.get("schema")) != SCHEMA:
+            raise AuditError(
+                f"an audit record has the schema {schema!r}, this version reads {SCHEMA}",
+                hint="read it with the version of hallucination-guard-semgrad that wrote it, or a newer one",
+            )
+        if odd := sorted(set(_NAMES) ^ data.keys()):
+            raise AuditError(f"an audit record of schema {SCHEMA} has missing or unknown fields: {', '.join(odd)}")
+        try:
+            return cls(**data)
+        except ValueError as error:
+            raise AuditError(f"not an audit record: {error}") from error
+
+
+_NAMES = tuple(each.name for each in fields(AuditRecord))
+
+
+def _frozen(value: Any, where: str) -> Any:
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            if not math.isfinite(value):
+                raise ValueError(f"{where} is {value!r}, not a finite number")
+            return value
+        case str():
+            # Two halves of a surrogate pair that arrive as two characters come back from JSON as the one they spell;
+            # spelling it here makes every record equal to itself read back.
+            return (
+                value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+            )
+        case Mapping():
+            if odd := [key for key in value if not isinstance(key, str)]:
+                raise ValueError(f"{where} has the key {odd[0]!r}, not a string")
+            return MappingProxyType(
+                {_frozen(key, where): _frozen(each, f"{where}.{key}") for key, each in value.items()}
+            )
+        case list() | tuple():
+            return tuple(_frozen(each, f"{where}[{index}]") for index, each in enumerate(value))
+        case _:
+            raise ValueError(f"{where} is {value!r}, which is not plain data")
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _thawed(each) for key, each in value.items()}
+    return [_thawed(each) for each in value] if isinstance(value, tuple) else value

@@ -1,0 +1,500 @@
+"""The command line: parse, call, print.
+
+Exit status: 0 fine; 1 failure; 2 bad usage or bad input, with one line that says what and how to mend it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hallucination_guard.errors import AuditError, ConfigurationError, GuardError, InputError
+
+if TYPE_CHECKING:
+    from hallucination_guard.model import WhiteBoxModel
+
+__all__ = ["main"]
+
+_OK, _FAILURE, _USAGE = 0, 1, 2
+_AUDIT = "audit.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _quiet()
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except GuardError as error:
+        _say(f"error: {error}")
+        return _USAGE if isinstance(error, InputError | ConfigurationError) or _names_a_thing(error) else _FAILURE
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _OK
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _FAILURE
+    except OSError as error:
+        _say(f"error: {error.filename or 'output'}: {error.strerror or error} (free space, or choose another path)")
+        return _FAILURE
+
+
+def _names_a_thing(error: GuardError) -> bool:
+    """Whether the user named a model, an anchor or a log that can not be used, rather than something breaking."""
+    from hallucination_guard.errors import AnchorError, CalibrationError, ModelError
+
+    return isinstance(error, ModelError | AnchorError | CalibrationError | AuditError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hallucination-guard", description="Knows when a local language model makes things up."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--model", default="demo", help="demo, a folder, a .gguf file or a hub id (default: demo)")
+    model.add_argument("--device-map", help="as in transformers, for example auto")
+    model.add_argument("--dtype", help="as in transformers, for example bfloat16")
+
+    demo = commands.add_parser("demo", parents=[common], help="a small model with and without a guard")
+    demo.add_argument("--audit", type=Path, default=Path(".demo") / _AUDIT, help="the log (default: %(default)s)")
+    demo.add_argument("--confidence", type=float, default=0.5, help="let through from here up (default: 0.5)")
+    demo.add_argument("--fit", action="store_true", help="fit the calibration here instead of using the shipped one")
+    demo.set_defaults(run=_demo)
+
+    ask = commands.add_parser("ask", parents=[common, model], help="ask one question through a guard")
+    ask.add_argument("question")
+    ask.add_argument("--policy", help="a pack (observe, abstain, rag, strict) or a YAML file")
+    ask.add_argument("--confidence", type=float, help="the packs' threshold")
+    ask.add_argument("--calibration", type=Path, help="a calibration file; the demo model has one")
+    ask.add_argument("--documents", type=Path, help="for retrieval: a folder of texts, or JSON lines of id and text")
+    ask.add_argument("--audit", type=Path, default=Path(_AUDIT), help="the log (default: %(default)s)")
+    ask.add_argument("--max-new-tokens", type=_positive, default=64)
+    ask.add_argument("--system", help="a system message")
+    ask.add_argument("--anchor-question", help="model without a chat template: the part of the text that asks")
+    ask.set_defaults(run=_ask)
+
+    score = commands.add_parser("score", parents=[common, model], help="score a file of prompts or answers")
+    score.add_argument("--input", required=True, help="JSON lines; - for standard input")
+    score.add_argument("--output", required=True, help="JSON lines; - for standard output")
+    score.add_argument("--batch-size", type=_positive, default=8)
+    score.add_argument("--max-new-tokens", type=_positive, default=64)
+    score.set_defaults(run=_score)
+
+    doctor = commands.add_parser("doctor", parents=[common, model], help="can this model be guarded here?")
+    doctor.add_argument("--prompt", default="What is the capital of France?")
+    doctor.add_argument("--anchor-question", help="model without a chat template: the part of the prompt that asks")
+    doctor.set_defaults(run=_doctor)
+
+    audit = commands.add_parser("audit", help="read and verify the log").add_subparsers(required=True, metavar="WHAT")
+    log = argparse.ArgumentParser(add_help=False)
+    log.add_argument("--log", type=Path, default=Path(_AUDIT), help="the log (default: %(default)s)")
+    tail = audit.add_parser("tail", parents=[common, log], help="the last records")
+    tail.add_argument("-n", type=_positive, default=10)
+    tail.set_defaults(run=_audit_tail)
+    show = audit.add_parser("show", parents=[common, log], help="one record, whole")
+    show.add_argument("id", help="or its beginning")
+    show.set_defaults(run=_audit_show)
+    verify = audit.add_parser("verify", parents=[common, log], help="is the log whole and unchanged?")
+    verify.add_argument("--key-file", type=Path, help="the key that the log was written with, if any")
+    verify.set_defaults(run=_audit_verify)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _quiet() -> None:
+    """Progress bars of transformers on a terminal only; a program's own pipe stays clean."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _say(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)  # noqa: T201
+
+
+def _print(text: str = "") -> None:
+    print(text)  # noqa: T201
+
+
+def _print_json(value: Any) -> None:
+    _print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterable[Callable[[int], None]]:  # type: ignore[misc]
+    """A bar on a terminal, nothing in a pipe; gives the function that says how far it is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _load(arguments: argparse.Namespace) -> WhiteBoxModel:
+    from transformers.utils import logging as transformers_logging
+
+    from hallucination_guard.model import WhiteBoxModel
+
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    name = getattr(arguments, "model", "demo")
+    if name == "demo":
+        return WhiteBoxModel.demo()
+    settings = {"device_map": arguments.device_map, "dtype": arguments.dtype}
+    if name.endswith(".gguf"):
+        return WhiteBoxModel.from_gguf(name, **settings)
+    return WhiteBoxModel.from_pretrained(name, **settings)
+
+
+# --------------------------------------------------------------------------------------------------------------- score
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from hallucination_guard.rows import read_lines, score_lines
+    from hallucination_guard.scoring import HybridGrad
+
+    try:
+        raw = (
+            sys.stdin.buffer.readlines()
+            if arguments.input == "-"
+            else Path(arguments.input).read_bytes().splitlines(keepends=True)
+        )
+    except OSError as error:
+        raise InputError(
+            f"{arguments.input!r} can not be read: {error.strerror}", hint="give a readable file"
+        ) from None
+    lines = read_lines(raw)
+    counts = {"scored": 0, "unscorable": 0, "error": 0}
+    try:
+        out = sys.stdout if arguments.output == "-" else Path(arguments.output).open("w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"{arguments.output!r} can not be written: {error.strerror}", hint="give a path in a folder that exists"
+        ) from None
+    try:
+        model = _load(arguments)
+        rows = score_lines(
+            model,
+            lines,
+            scorer=HybridGrad(),
+            batch_size=arguments.batch_size,
+            max_new_tokens=arguments.max_new_tokens,
+        )
+        with _progress("scoring", len(lines)) as done:
+            for at, row in enumerate(rows, start=1):
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+                counts[row["status"]] += 1
+                done(at)
+    finally:
+        if out is not sys.stdout:
+            out.close()
+    if arguments.json and arguments.output != "-":
+        _print_json(counts)
+    else:
+        _say(", ".join(f"{count} {status}" for status, count in counts.items()))
+    return _FAILURE if counts["error"] else _OK
+
+
+# ----------------------------------------------------------------------------------------------------------------- ask
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from hallucination_guard.audit import AuditLog
+    from hallucination_guard.bm25 import BM25Retriever
+    from hallucination_guard.calibration import Calibration
+    from hallucination_guard.guard import Guard
+    from hallucination_guard.types import Message
+    from hallucination_guard_policies import load_policy
+
+    retriever = None if arguments.documents is None else BM25Retriever.from_path(arguments.documents)
+    model = _load(arguments)
+    calibration = None if arguments.calibration is None else Calibration.load(arguments.calibration)
+    if calibration is None and arguments.model == "demo":
+        from hallucination_guard.demo import calibrated
+
+        calibration = calibrated(model)
+    # Without a calibration nothing can be decided by confidence: the default then is to observe, and it says so.
+    chosen = arguments.policy or ("observe" if calibration is None else "abstain")
+    settings = {} if arguments.confidence is None else {"confidence": arguments.confidence}
+    policy = load_policy(chosen, retriever=retriever, **settings)
+    messages = [Message(role="user", content=arguments.question)]
+    if arguments.system:
+        messages.insert(0, Message(role="system", content=arguments.system))
+    generation: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens}
+    if arguments.anchor_question:
+        generation["question"] = arguments.anchor_question
+    with AuditLog(arguments.audit) as log:
+        outcome = Guard(model, policy=policy, calibration=calibration, audit=log, generation=generation)(messages)
+    if arguments.json:
+        _print_json(
+            {
+                "text": outcome.text,
+                "decision": outcome.decision.action,
+                "rule": outcome.decision.rule,
+                "reason": outcome.decision.reason,
+                "confidence": outcome.confidence,
+                "status": outcome.verdict.score.status,
+                "scores": dict(outcome.verdict.score.scores),
+                "attempts": outcome.attempts,
+                "retrieved": list(outcome.retrieved),
+                "seconds": dict(outcome.seconds),
+                "audit_ids": list(outcome.audit_ids),
+                "audit": str(arguments.audit),
+            }
+        )
+        return _OK
+    _print(outcome.text if outcome.text is not None else f"[{outcome.decision.action}: no answer was let through]")
+    confidence = "" if outcome.confidence is None else f"confidence {outcome.confidence:.2f}, "
+    _say(
+        f"{outcome.decision.action} by {outcome.decision.rule}: {outcome.decision.reason}; {confidence}"
+        f"{outcome.attempts} attempt(s), record {outcome.audit_ids[-1][:12]} in {arguments.audit}"
+    )
+    return _OK
+
+
+# -------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from importlib import metadata
+
+    from hallucination_guard.anchor import NO_ANCHOR, locate_anchor
+
+    model = _load(arguments)
+    prompt = model.prompt(arguments.prompt)
+    anchor = locate_anchor(model.tokenizer, prompt, question=arguments.anchor_question)
+    tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(list(prompt.token_ids))]
+    report: dict[str, Any] = {
+        "model": model.name,
+        "architecture": type(model.model).__name__,
+        "device": str(model.device),
+        "dtype": model.identity.dtype,
+        "layers": model.layout.depth,
+        "deep_layers": [model.deep_layers.start, model.deep_layers.stop - 1],
+        "vocabulary": model.vocabulary,
+        "context": model.context,
+        "fingerprint": model.identity.fingerprint,
+        "template": model.identity.template,
+        "anchor": None if anchor is None else {"index": anchor.index, "token": anchor.token, "rule": anchor.rule},
+        "anchor_context": None,
+        "self_test": {
+            "logit_error": model.self_test.logit_error,
+            "gradient_norm": model.self_test.gradient_norm,
+            "slope_error": model.self_test.slope_error,
+        },
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "langchain-core")},
+    }
+    if anchor is not None:
+        at = len(tokens) + anchor.index
+        before, after = tokens[max(0, at - 6) : at], tokens[at + 1 :]
+        report["anchor_context"] = f"… {' '.join(before)} [[{tokens[at]}]] {' '.join(after)}"
+    if arguments.json:
+        _print_json(report)
+    else:
+        test = report["self_test"]
+        slope = "not taken below float32" if test["slope_error"] is None else f"{test['slope_error']:.1e}"
+        low, high = report["deep_layers"]
+        _print(f"model      {report['model']} ({report['architecture']}, {report['layers']} layers)")
+        _print(f"device     {report['device']}, {report['dtype']}, context {report['context']}")
+        _print(f"deep half  h_{low} … h_{high}")
+        if anchor is None:
+            _print(f"anchor t*  none: {NO_ANCHOR}")
+        else:
+            _print(f"anchor t*  {anchor.token!r} at {anchor.index}, by the rule {anchor.rule!r}")
+            _print(f"           {report['anchor_context']}")
+        _print(
+            f"self-test  passed: logits differ by {test['logit_error']:.1e}, gradient norm {test['gradient_norm']:.3g}, "
+            f"finite differences differ by {slope}"
+        )
+        _print(f"versions   {', '.join(f'{name} {version}' for name, version in report['versions'].items())}")
+    return _OK
+
+
+# --------------------------------------------------------------------------------------------------------------- audit
+
+
+def _audit_tail(arguments: argparse.Namespace) -> int:
+    from hallucination_guard.audit import tail
+
+    records = tail(arguments.log, arguments.n)
+    if arguments.json:
+        _print_json([record.to_json_dict() for record in records])
+        return _OK
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("seq", "id", "time", "decision", "rule", "confidence", "answer", box=None)
+    for record in records:
+        confidence = "" if record.confidence is None else f"{record.confidence:.2f}"
+        answer = record.answer if isinstance(record.answer, str) else json.dumps(_plain(record.answer))
+        table.add_row(
+            str(record.seq),
+            record.id[:12],
+            record.time[:19],
+            record.decision,
+            record.rule,
+            confidence,
+            _short(answer),
+        )
+    Console().print(table, markup=False)
+    return _OK
+
+
+def _audit_show(arguments: argparse.Namespace) -> int:
+    from hallucination_guard.audit import find
+
+    _print_json(find(arguments.log, arguments.id).to_json_dict())
+    return _OK
+
+
+def _audit_verify(arguments: argparse.Namespace) -> int:
+    from hallucination_guard.audit import verify
+
+    key = None
+    if arguments.key_file is not None:
+        try:
+            key = arguments.key_file.read_bytes().strip()
+        except OSError as error:
+            raise InputError(f"the key file {str(arguments.key_file)!r} can not be read: {error.strerror}") from None
+    found = verify(arguments.log, key)
+    problems = [{"line": each.line, "what": each.what, "id": each.id} for each in found.problems]
+    if arguments.json:
+        _print_json({"ok": found.ok, "records": found.records, "problems": problems})
+    elif found.ok:
+        _print(f"{arguments.log}: {found.records} records, whole and unchanged")
+    else:
+        for each in problems:
+            _print(
+                f"{arguments.log}:{each['line']}: {each['what']}" + (f" (record {each['id']})" if each["id"] else "")
+            )
+    return _OK if found.ok else _FAILURE
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "keys") else value
+
+
+def _short(text: str, width: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from hallucination_guard import demo
+    from hallucination_guard.calibration import Calibration
+    from hallucination_guard.questions import shipped
+
+    model = _load(arguments)
+    calibration = None if arguments.fit else demo.calibrated(model)
+    if calibration is None:
+        _say("fitting the calibration on this machine, on other questions than those of the demo")
+        with _progress("fitting", len(demo.prompts_to_fit())) as done:
+            for step in demo.fit(model):
+                if isinstance(step, Calibration):
+                    calibration = step
+                else:
+                    done(step)
+    assert calibration is not None
+    total = len(shipped("demo"))
+    rows = []
+    with _progress("asking", total) as done, _live_table(plain=arguments.json) as add:
+        for row in demo.run(model, calibration, arguments.audit, confidence=arguments.confidence):
+            rows.append(row)
+            done(len(rows))
+            add(row)
+    summary = demo.summarise(rows)
+    if arguments.json:
+        _print_json(
+            {
+                **asdict(summary),
+                "calibrated_on": calibration.examples,
+                "confidence": arguments.confidence,
+                "audit": str(arguments.audit),
+                "rows": [_demo_row(row) for row in rows],
+            }
+        )
+        return _OK
+    _print()
+    _print(
+        f"threshold: confidence {arguments.confidence:g}, fitted on {calibration.examples} answers to other questions"
+    )
+    _print(f"{'':34}{'without guard':>14}{'with guard':>12}")
+    _print(f"{'wrong answers let through':34}{summary.wrong_without:>14}{summary.wrong_with:>12}")
+    _print(f"{'right answers let through':34}{summary.right_without:>14}{summary.right_with:>12}")
+    _print(f"{'seconds a question':34}{summary.seconds_without:>14.2f}{summary.seconds_with:>12.2f}")
+    _print(
+        f"right answers withheld: {summary.withheld_right}; questions looked up: {summary.retrieved} of "
+        f"{summary.questions}; scoring took {summary.score_share:.0%} of the generating time"
+    )
+    _print(f"audit log: {arguments.audit}  (hallucination-guard audit tail --log {arguments.audit})")
+    return _OK
+
+
+def _demo_row(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.question.id,
+        "question": row.question.query,
+        "without_guard": row.bare,
+        "without_guard_correct": row.bare_correct,
+        "answer": row.outcome.text,
+        "correct": row.correct,
+        "confidence": row.outcome.confidence,
+        "action": row.outcome.decision.action,
+        "rule": row.outcome.decision.rule,
+        "attempts": row.outcome.attempts,
+        "retrieved": list(row.outcome.retrieved),
+    }
+
+
+@contextmanager
+def _live_table(*, plain: bool) -> Iterable[Callable[[Any], None]]:  # type: ignore[misc]
+    """Rows as they come: question, answer, confidence, action."""
+    if plain:
+        yield lambda row: None
+        return
+    line = "{:<46} {:<30} {:>5}  {}"
+    _print(line.format("question", "answer of the model", "conf.", "action"))
+
+    def add(row: Any) -> None:
+        outcome = row.outcome
+        confidence = "" if outcome.confidence is None else f"{outcome.confidence:.2f}"
+        looked_up = "looked up, " if outcome.retrieved else ""
+        mark = {True: "right", False: "WRONG", None: "withheld"}[row.correct]
+        last = f"{looked_up}{outcome.decision.action}: {mark}"
+        _print(line.format(_short(row.question.query, 46), _short(outcome.generation.text, 30), confidence, last))
+        sys.stdout.flush()
+
+    yield add
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""GuardedChatModel: a chat model whose drafts nobody sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field
+
+from hallucination_guard.guard import Guard
+from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages
+
+__all__ = ["GuardedChatModel"]
+
+
+class GuardedChatModel(BaseChatModel):
+    """A guard, usable wherever LangChain takes a chat model: chains, agents, RAG, sync and async, streamed or not.
+
+    There is no token stream: what is not yet decided on must not leave. ``stream`` gives the decided text as one
+    chunk, and no callback sees a draft. The verdict is plain JSON in ``response_metadata["hallucination_guard"]``.
+
+    Args:
+        guard: decides on every answer.
+        abstention: what the chain gets instead of a text that was not let through.
+        on_abstain: ``message`` gives the abstention as an answer, ``error`` raises :class:`LowConfidenceError`.
+        model: name, for logs and traces; the guard's model's by default.
+        temperature: of the first draft; the guard's own setting by default.
+        max_tokens: of an answer; the guard's own setting by default.
+        stop: texts that end an answer.
+        cache: off, also where a global cache is set: a cached answer would leave without a record.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    guard: Guard = Field(exclude=True, repr=False)
+    abstention: str = "I am not sure enough to answer that."
+    on_abstain: Literal["message", "error"] = "message"
+    model: str = ""
+    temperature: float | None = None
+    max_tokens: int | None = None
+    stop: list[str] | None = None
+    cache: Any = Field(default=False, exclude=True)
+
+    @property
+    def _llm_type(self) -> str:
+        return "hallucination-guard"
+
+    @property
+    def _name(self) -> str:
+        return self.model or str(self.guard.model.name)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """With these a cache, if one is switched on, tells policies and calibrations apart."""
+        calibration = self.guard.calibration
+        return {
+            "model": self._name,
+            "fingerprint": self.guard.model.identity.fingerprint,
+            "policy": self.guard.policy.describe(),
+            "scorer": repr(self.guard.scorer.identity),
+            "calibration": None if calibration is None else calibration.model_dump(),
+            "settings": self._settings(None, {}),
+            "abstention": self.abstention,
+            "on_abstain": self.on_abstain,
+        }
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        settings = self._settings(stop, kwargs)
+        params = LangSmithParams(
+            ls_provider="hallucination_guard", ls_model_name=kwargs.get("model") or self._name, ls_model_type="chat"
+        )
+        if "temperature" in settings:
+            params["ls_temperature"] = settings["temperature"]
+        if "max_new_tokens" in settings:
+            params["ls_max_tokens"] = settings["max_new_tokens"]
+        if settings.get("stop"):
+            params["ls_stop"] = settings["stop"]
+        return params
+
+    def _settings(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The guard's generation settings; what a call says goes before what the model was made with."""
+        asked = {
+            "temperature": kwargs.get("temperature", self.temperature),
+            "max_new_tokens": kwargs.get("max_tokens", self.max_tokens),
+            "stop": stop if stop is not None else self.stop,
+            "seed": kwargs.get("seed"),
+            "top_p": kwargs.get("top_p"),
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        message = self._answer(messages, stop, run_manager, kwargs)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        """One chunk, after the decision: what is streamed can not be taken back."""
+        message = self._answer(messages, stop, run_manager, kwargs)
+        whole = AIMessageChunk(
+            content=message.content,
+            response_metadata=message.response_metadata,
+            usage_metadata=message.usage_metadata,
+            chunk_position="last",
+        )
+        chunk = ChatGenerationChunk(message=whole)
+        if run_manager is not None:
+            run_manager.on_llm_new_token(str(message.content), chunk=chunk)
+        yield chunk
+
+    def _answer(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
+        kwargs: dict[str, Any],
+    ) -> AIMessage:
+        thread_id = (run_manager.metadata or {}).get("thread_id") if run_manager is not None else None
+        outcome = self.guard(
+            as_guard_messages(messages),
+            thread_id=None if thread_id is None else str(thread_id),
+            **self._settings(stop, kwargs),
+        )
+        if outcome.text is None and self.on_abstain == "error":
+            raise LowConfidenceError(outcome)
+        return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))

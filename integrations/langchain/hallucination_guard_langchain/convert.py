@@ -1,0 +1,105 @@
+"""Between LangChain's messages and the guard's values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.exceptions import ModelError
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
+from langchain_core.messages.ai import UsageMetadata
+
+from hallucination_guard.errors import GuardError, InputError
+from hallucination_guard.types import Message, Outcome
+
+__all__ = ["KEY", "LowConfidenceError", "as_ai_message", "as_guard_messages", "verdict_of"]
+
+KEY = "hallucination_guard"
+"""Where the verdict lies in ``AIMessage.response_metadata``."""
+
+_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
+
+
+class LowConfidenceError(GuardError, ModelError):
+    """The policy let no answer through, and ``on_abstain="error"`` asked for an exception.
+
+    Retry middleware turns an ordinary exception into an answer; as a LangChain ``ModelError`` that is not retryable it
+    goes through to the caller, or to a fallback model.
+
+    Args:
+        outcome: of the guarded call; its ``text`` is None.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(
+            f"no answer was let through: {outcome.decision.reason}", hint=f"rule {outcome.decision.rule!r} fired"
+        )
+        self.outcome = outcome
+
+
+def as_guard_messages(messages: Sequence[BaseMessage]) -> list[Message]:
+    """Roles and texts.
+
+    Raises:
+        InputError: on a message that is not text, such as an image.
+    """
+    return [Message(role=_role(message), content=_text(message)) for message in messages]
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        return message.role
+    kind = message.type.removesuffix("MessageChunk").lower()
+    return _ROLES.get(kind, kind)
+
+
+def _text(message: BaseMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    parts = []
+    for block in message.content:
+        if isinstance(block, str):
+            parts.append(block)
+        elif block.get("type") == "text":
+            parts.append(str(block.get("text", "")))
+        elif block.get("type") not in ("tool_use", "tool_call"):
+            raise InputError(
+                f"a message holds a block of type {block.get('type')!r}", hint="only text can be read by this model"
+            )
+    return "".join(parts)
+
+
+def verdict_of(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain JSON. It never holds the text of a draft."""
+    score, decision = outcome.verdict.score, outcome.decision
+    return {
+        "decision": decision.action,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "confidence": outcome.verdict.confidence,
+        "certificate": outcome.verdict.certificate,
+        "status": score.status,
+        "scores": dict(score.scores),
+        "attempts": outcome.attempts,
+        "audit_ids": list(outcome.audit_ids),
+        "request_id": outcome.request_id,
+        "retrieved": list(outcome.retrieved),
+        "seconds": dict(outcome.seconds),
+    }
+
+
+def as_ai_message(outcome: Outcome, *, abstention: str, model_name: str) -> AIMessage:
+    """What the chain gets: the text let through, or the abstention; the verdict in ``response_metadata``."""
+    tokens_in, tokens_out = outcome.tokens.get("in", 0), outcome.tokens.get("out", 0)
+    return AIMessage(
+        content=abstention if outcome.text is None else outcome.text,
+        response_metadata={
+            "model_name": model_name,
+            "model_provider": "hallucination_guard",
+            "finish_reason": outcome.generation.finish_reason if outcome.accepted else outcome.decision.action,
+            KEY: verdict_of(outcome),
+        },
+        usage_metadata=UsageMetadata(
+            input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out
+        ),
+    )

@@ -1,0 +1,198 @@
+"""What several policies say together: ``a | b`` and ``a & b``.
+
+A decision is one of three things here: it *accepts*, it *objects* (any other action), or it is *spent* (an abstention
+only because its rule has used up its attempts).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import ClassVar
+
+from hallucination_guard.errors import PolicyError
+from hallucination_guard.types import JSON, Decision, Policy, Situation, Verdict
+from hallucination_guard_policies.threshold import Threshold
+
+__all__ = ["BothObject", "Composable", "FirstObjection"]
+
+
+class Composable(ABC):
+    """A policy with the operators ``|`` and ``&``; subclass it to write a policy of your own."""
+
+    __slots__ = ()
+
+    final: ClassVar[bool] = False
+    """Whether its objections end the call, so that nothing asked after it is heard."""
+
+    @abstractmethod
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        """Decide."""
+
+    @abstractmethod
+    def describe(self) -> Mapping[str, JSON]:
+        """Plain data that says all that the decision depends on."""
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that this one is made of."""
+        return ()
+
+    @property
+    def counted(self) -> str:
+        """The rule whose firings it counts in a :class:`Situation`; empty when it counts none."""
+        return ""
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether it can only read verdicts that were calibrated."""
+        return any(getattr(part, "needs_confidence", False) for part in self.parts)
+
+    def __or__(self, other: Policy) -> FirstObjection:
+        return FirstObjection((self, other)) if _is_policy(other) else NotImplemented
+
+    def __ror__(self, other: Policy) -> FirstObjection:
+        return FirstObjection((other, self)) if _is_policy(other) else NotImplemented
+
+    def __and__(self, other: Policy) -> BothObject:
+        return BothObject(self, other) if _is_policy(other) else NotImplemented
+
+    def __rand__(self, other: Policy) -> BothObject:
+        return BothObject(other, self) if _is_policy(other) else NotImplemented
+
+
+@dataclass(frozen=True, slots=True)
+class FirstObjection(Composable):
+    """Ask in order; the first that objects decides, and without an objection the last one does: ``a | b``.
+
+    A policy that is spent passes the question on: what follows it is the floor for answers that it could not mend.
+    Nobody following, the answer is not accepted.
+
+    Args:
+        policies: at least one; nested ones are flattened, which changes no decision.
+
+    Raises:
+        PolicyError: when two policies count the same rule, or one can never be heard.
+    """
+
+    policies: tuple[Policy, ...]
+
+    def __post_init__(self) -> None:
+        nested = ((p.policies if isinstance(p, FirstObjection) else (p,)) for p in self.policies)
+        object.__setattr__(self, "policies", tuple(p for group in nested for p in group))
+        if not self.policies:
+            raise PolicyError("a chain of no policies", hint="give at least one policy")
+        _refuse_shared_counts(self)
+        for first, later in combinations(self.policies, 2):
+            if _silences(first, later):
+                raise PolicyError(
+                    f"{_label(later)} can never act: {_label(first)} is asked before it and always decides",
+                    hint="ask it first, or give it the stricter threshold",
+                )
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies, in the order in which they are asked."""
+        return self.policies
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        """Decide."""
+        heard: list[Decision] = []
+        for policy in self.policies:
+            decision = policy(verdict, situation)
+            if decision.action != "accept" and not decision.spent:
+                return decision
+            heard.append(decision)
+        # No objection: the last one is an acceptance, or spent and therefore an abstention.
+        return replace(heard[-1], reason=_joined(heard))
+
+    def describe(self) -> Mapping[str, JSON]:
+        """Plain data that says all that the decision depends on."""
+        return {"policy": "FirstObjection", "of": [policy.describe() for policy in self.policies]}
+
+
+@dataclass(frozen=True, slots=True)
+class BothObject(Composable):
+    """Object only when both do, and then as the first that is not spent; one acceptance is enough: ``a & b``.
+
+    A side without the number it needs (unscored, uncalibrated, unknown score) accepts nothing, so it can only make
+    the whole stricter.
+
+    Args:
+        first: decides when both object.
+        second: decides when both object and ``first`` is spent.
+
+    Raises:
+        PolicyError: when both count the same rule.
+    """
+
+    first: Policy
+    second: Policy
+
+    def __post_init__(self) -> None:
+        _refuse_shared_counts(self)
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """Both policies."""
+        return (self.first, self.second)
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        """Decide."""
+        both = (self.first(verdict, situation), self.second(verdict, situation))
+        accepting = [decision for decision in both if decision.action == "accept"]
+        objecting = [decision for decision in both if not decision.spent]
+        return replace((accepting or objecting or both)[0], reason=_joined(both))
+
+    def describe(self) -> Mapping[str, JSON]:
+        """Plain data that says all that the decision depends on."""
+        return {"policy": "BothObject", "of": [policy.describe() for policy in self.parts]}
+
+
+def _is_policy(value: object) -> bool:
+    return isinstance(value, Policy) and not isinstance(value, type)
+
+
+def _joined(decisions: list[Decision] | tuple[Decision, ...]) -> str:
+    return "; ".join(dict.fromkeys(decision.reason for decision in decisions))
+
+
+def _walk(policy: Policy) -> Iterator[Composable]:
+    if isinstance(policy, Composable):
+        yield policy
+        for part in policy.parts:
+            yield from _walk(part)
+
+
+def _refuse_shared_counts(policy: Composable) -> None:
+    """Two policies under one rule would use up each other's attempts."""
+    for rule, times in Counter(part.counted for part in _walk(policy) if part.counted).items():
+        if times > 1:
+            raise PolicyError(
+                f"{times} rules are called {rule!r} and would count each other's attempts",
+                hint="give one of them a name of its own, for example name='second_look'",
+            )
+
+
+def _silences(first: Policy, later: Policy) -> bool:
+    """Whether ``first`` ends the call wherever ``later`` would object."""
+    if isinstance(first, BothObject):
+        return all(_silences(part, later) for part in first.parts)
+    if isinstance(later, BothObject):
+        return any(_silences(first, part) for part in later.parts)
+    if not (isinstance(first, Threshold) and isinstance(later, Threshold)):
+        return False
+    return isinstance(first, Composable) and first.final and first.covers(later)
+
+
+def _label(policy: Policy) -> str:
+    if isinstance(policy, BothObject):
+        return " & ".join(map(_label, policy.parts))
+    if not isinstance(policy, Threshold):
+        return type(policy).__name__
+    if policy.confidence is not None:
+        return f"{getattr(policy, 'rule', '')} (confidence below {policy.confidence:g})"
+    return f"{getattr(policy, 'rule', '')} ({policy.score} above {policy.limit:g})"

@@ -1,0 +1,74 @@
+"""Whether something should be looked up first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, ClassVar
+
+from hallucination_guard.errors import PolicyError
+from hallucination_guard.types import Action, Retrieve
+from hallucination_guard_policies._check import count, number, target
+from hallucination_guard_policies.below import ActBelow
+
+__all__ = ["TEMPLATE", "RetrieveBelow"]
+
+# The question comes last: the token whose meaning is scored (t*) then is still the end of the question.
+TEMPLATE = """\
+Answer the question with what the passages say. If they do not say it, answer that you do not know.
+
+Passages:
+{passages}
+
+Question: {question}"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrieveBelow(ActBelow):
+    """Look something up and answer again: ``RetrieveBelow(confidence=0.5, retriever=search)``.
+
+    Args:
+        confidence: accepts from here up, in (0, 1].
+        score: or: name of a raw score that is higher where the model is less certain.
+        limit: accepts up to here.
+        name: of the rule, for the log; ``retrieve_below`` when not given.
+        times: retrievals in one call; then it is spent.
+        retriever: ``callable(query)`` or an object with ``invoke(query)``; it may be async.
+        k: at most this many passages are used.
+        timeout: seconds for one call.
+        tries: calls in all when the retriever raises.
+        template: the new prompt, for ``str.format``, with ``{passages}`` and ``{question}``.
+    """
+
+    action: ClassVar[Action] = "retrieve"
+    retriever: Any
+    k: int = 3
+    timeout: float = 10.0
+    tries: int = 2
+    template: str = TEMPLATE
+
+    def __post_init__(self) -> None:
+        ActBelow.__post_init__(self)
+        target("retriever", self.retriever)
+        count("k", self.k)
+        number("timeout", self.timeout, above=0)
+        count("tries", self.tries)
+        if _fields(self.template) != {"passages", "question"}:
+            raise PolicyError(
+                f"template is {self.template!r}",
+                hint="give it {passages} and {question} and no other field; a literal brace is doubled",
+            )
+
+    def _move(self) -> Retrieve:
+        return Retrieve(
+            retriever=self.retriever, k=self.k, timeout=self.timeout, tries=self.tries, template=self.template
+        )
+
+
+def _fields(template: object) -> set[str]:
+    """The names that ``str.format`` would fill in; none of a text that it would stumble over."""
+    try:
+        parsed = list(Formatter().parse(template)) if isinstance(template, str) else []
+    except ValueError:  # a single brace
+        return set()
+    return {f"{name}{spec}{conversion or ''}" for _, name, spec, conversion in parsed if name is not None}

@@ -1,0 +1,39 @@
+"""langchain-tests' own suites: GuardedChatModel is a chat model like any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+from langchain_tests.unit_tests import ChatModelUnitTests
+
+from hallucination_guard import Guard, WhiteBoxModel
+from hallucination_guard.testing import MemorySink, tiny_model, tiny_tokenizer
+from hallucination_guard_langchain import GuardedChatModel
+from hallucination_guard_policies import Accept
+
+
+class _Setup:
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return GuardedChatModel
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        # A random model says nothing sensible: what is tested is the interface, so all that is scored may pass.
+        white = WhiteBoxModel(tiny_model(), tiny_tokenizer(), name="tiny")
+        sampled = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
+        guard = Guard(white, policy=Accept(), audit=MemorySink(), generation=sampled)
+        return {"guard": guard, "model": "tiny"}
+
+
+class TestUnit(_Setup, ChatModelUnitTests):
+    pass
+
+
+class TestIntegration(_Setup, ChatModelIntegrationTests):
+    has_tool_calling = property(lambda self: False)  # a random tiny model can not call tools
+    has_tool_choice = property(lambda self: False)
+    has_structured_output = property(lambda self: False)
+    model_override_value = property(lambda self: "tiny-2")

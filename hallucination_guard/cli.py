@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hallucination_guard.errors import AuditError, ConfigurationError, GuardError, InputError
 
 if TYPE_CHECKING:
+    from hallucination_guard import demo
     from hallucination_guard.model import WhiteBoxModel
 
 __all__ = ["main"]
@@ -141,7 +142,7 @@ def _print_json(value: Any) -> None:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterable[Callable[[int], None]]:  # type: ignore[misc]
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing in a pipe; gives the function that says how far it is."""
     from rich.console import Console
     from rich.progress import Progress
@@ -327,8 +328,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
             _print(f"anchor t*  {anchor.token!r} at {anchor.index}, by the rule {anchor.rule!r}")
             _print(f"           {report['anchor_context']}")
         _print(
-            f"self-test  passed: logits differ by {test['logit_error']:.1e}, gradient norm {test['gradient_norm']:.3g}, "
-            f"finite differences differ by {slope}"
+            f"self-test  passed: logits differ by {test['logit_error']:.1e}, "
+            f"gradient norm {test['gradient_norm']:.3g}, finite differences differ by {slope}"
         )
         _print(f"versions   {', '.join(f'{name} {version}' for name, version in report['versions'].items())}")
     return _OK
@@ -426,10 +427,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     assert calibration is not None
     total = len(shipped("demo"))
     rows = []
-    with _progress("asking", total) as done, _live_table(plain=arguments.json) as add:
+    with _live_table(total, hidden=arguments.json) as add:
         for row in demo.run(model, calibration, arguments.audit, confidence=arguments.confidence):
             rows.append(row)
-            done(len(rows))
             add(row)
     summary = demo.summarise(rows)
     if arguments.json:
@@ -459,7 +459,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _OK
 
 
-def _demo_row(row: Any) -> dict[str, Any]:
+def _demo_row(row: demo.Row) -> dict[str, Any]:
     return {
         "id": row.question.id,
         "question": row.question.query,
@@ -476,24 +476,50 @@ def _demo_row(row: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _live_table(*, plain: bool) -> Iterable[Callable[[Any], None]]:  # type: ignore[misc]
-    """Rows as they come: question, answer, confidence, action."""
-    if plain:
-        yield lambda row: None
-        return
-    line = "{:<46} {:<30} {:>5}  {}"
-    _print(line.format("question", "answer of the model", "conf.", "action"))
+def _live_table(total: int, *, hidden: bool) -> Iterator[Callable[[demo.Row], None]]:
+    """Rows as they come: on a terminal a table that grows, in a pipe a line each."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
 
-    def add(row: Any) -> None:
+    console = Console()
+    names = ("question", "answer of the model", "conf.", "action", "judged")
+    widths = (44, 28, 5, 18, 8)
+
+    def cells(row: demo.Row) -> tuple[str, ...]:
         outcome = row.outcome
         confidence = "" if outcome.confidence is None else f"{outcome.confidence:.2f}"
-        looked_up = "looked up, " if outcome.retrieved else ""
-        mark = {True: "right", False: "WRONG", None: "withheld"}[row.correct]
-        last = f"{looked_up}{outcome.decision.action}: {mark}"
-        _print(line.format(_short(row.question.query, 46), _short(outcome.generation.text, 30), confidence, last))
-        sys.stdout.flush()
+        action = f"retrieve, {outcome.decision.action}" if outcome.retrieved else outcome.decision.action
+        judged = {True: "right", False: "WRONG", None: "withheld"}[row.correct]
+        return (row.question.query, outcome.generation.text, confidence, action, judged)
 
-    yield add
+    def line(values: Sequence[str]) -> str:
+        return "  ".join(
+            f"{_short(value, width):{width}}" for value, width in zip(values, widths, strict=True)
+        ).rstrip()
+
+    if hidden:
+        yield lambda row: None
+    elif console.is_terminal:
+        table = Table(*names, box=None)
+        with Live(table, console=console, vertical_overflow="visible") as live:
+
+            def grow(row: demo.Row) -> None:
+                fitted = zip(cells(row), widths, strict=True)
+                table.add_row(*(Text(_short(value, width)) for value, width in fitted))
+                table.caption = f"{table.row_count} of {total}"
+                live.refresh()
+
+            yield grow
+    else:
+        _print(line(names))
+
+        def write(row: demo.Row) -> None:
+            _print(line(cells(row)))
+            sys.stdout.flush()
+
+        yield write
 
 
 if __name__ == "__main__":

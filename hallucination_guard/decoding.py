@@ -57,6 +57,7 @@ class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is un
         self._generators = [torch.Generator(device=device).manual_seed(seed) for _ in range(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B × V) whose argmax is a draw."""
         waits = torch.stack(
             [
                 torch.empty_like(row).exponential_(generator=own)
@@ -73,6 +74,7 @@ class StopAtText(StoppingCriteria):  # type: ignore[misc]  # transformers is unt
         self._tokenizer, self._texts, self._from = tokenizer, tuple(texts), prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Any, **_kwargs: Any) -> Tensor:
+        """Which rows (B) are done."""
         answers = self._tokenizer.batch_decode(input_ids[:, self._from :], skip_special_tokens=True)
         done = [any(text in answer for text in self._texts) for answer in answers]
         return torch.tensor(done, device=input_ids.device)

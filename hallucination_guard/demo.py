@@ -95,7 +95,7 @@ def prompts_to_fit() -> list[tuple[Question, tuple[Message, ...]]]:
 
 
 def fit(model: Any) -> Iterator[int | Calibration]:
-    """Fit a calibration for ``model`` on other questions than the demo's: yields how far it is, then the calibration."""
+    """Fit a calibration on other questions than the demo's; yields how far it is, then the calibration."""
     scorer, prompts = HybridGrad(), prompts_to_fit()
     scores: list[Score] = []
     correct: list[bool] = []

@@ -44,7 +44,7 @@ class Head:
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
             raise ModelError(
-                f"the head of {type(model).__name__!r} is {type(module).__name__!r} without a floating-point V × d matrix",
+                f"the head of {type(model).__name__!r}, {type(module).__name__!r}, is no floating-point V × d matrix",
                 hint="a quantised head has no closed-form gradient: load with the head left out of quantisation",
             )
         if weight.device.type == "meta":

@@ -225,12 +225,12 @@ class WhiteBoxModel:
     # --------------------------------------------------------------------------------------------- generating
 
     @overload
-    def generate(self, messages: Messages, **settings: Any) -> Generation: ...  # type: ignore[overload-overlap]
+    def generate(self, messages: Messages, **settings: Any) -> Generation: ...
 
     @overload
     def generate(self, messages: Sequence[Messages], **settings: Any) -> list[Generation]: ...
 
-    def generate(
+    def generate(  # type: ignore[misc]  # the settings are spelled out once, here
         self,
         messages: Any,
         *,
@@ -258,10 +258,7 @@ class WhiteBoxModel:
         Raises:
             InputError: if a prompt can not be used.
         """
-        if is_batch(messages):
-            prompts = [self.prompt(each) for each in messages]
-        else:
-            prompts = [self.prompt(messages)]
+        prompts = [self.prompt(each) for each in (messages if is_batch(messages) else [messages])]
         draw = Draw(temperature=temperature, top_p=top_p, seed=seed)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens!r}", hint="an answer has at least one token")

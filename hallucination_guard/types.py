@@ -43,7 +43,7 @@ __all__ = [
 Action: TypeAlias = Literal["accept", "abstain", "retry", "retrieve", "escalate"]
 Status: TypeAlias = Literal["scored", "unscorable", "error"]
 FinishReason: TypeAlias = Literal["stop", "length", "read"]
-JSON: TypeAlias = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 
 LOWER_IS_LESS_CERTAIN = frozenset({"min_token_logprob"})

@@ -131,10 +131,8 @@ class Layout:
         A model in training mode is viewed in evaluation mode: dropout would make a score a matter of chance, and
         gradient checkpointing would drop the cache without a word.
         """
-        if any(module.training for module in model.modules()):
-            root = _evaluating(model, {})
-        else:
-            root = _opened(model)
+        training = any(module.training for module in model.modules())
+        root = _evaluating(model, {}) if training else _opened(model)
         here = root
         for name in (*self.decoder, *self.layers):
             child = _opened(here._modules[name])

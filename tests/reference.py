@@ -21,14 +21,12 @@ def full_sequence_scores(
     layers: range | None = None,
     weights: str = "entropy",
 ) -> dict[str, float]:
-    """Every score from one forward pass with a graph over prompt and answer; ``anchor`` counts from the prompt's end."""
+    """Every score from one forward pass with a graph over all of it; ``anchor`` counts from the prompt's end."""
     depth = model.config.num_hidden_layers
     layers = range(depth // 2 + 1, depth) if layers is None else layers
-    name, head = next(
-        (n, p)
-        for n, p in model.named_parameters(remove_duplicate=False)
-        if p is model.get_output_embeddings().weight and "embed" not in n and "wte" not in n
-    )
+    head = model.get_output_embeddings().weight
+    names = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is head]
+    name = next(name for name in names if "embed" not in name and "wte" not in name)
     own = head.detach().clone().requires_grad_(True)  # a variable of its own, also where embeddings are tied
     ids = torch.tensor([[*prompt, *answer]])
     out = torch.func.functional_call(

@@ -114,7 +114,7 @@ def measure(model: Any, generations: Sequence[Generation], settings: GradientSet
         walks.append(walk)
     with torch.inference_mode(False), torch.enable_grad():
         gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
-    norms = sum(gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients)
+    norms = torch.stack([gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients]).sum(dim=0)
     width = len(gradients) * run.final.shape[-1]
     return [
         _measured(walk, float(norm) / width, len(generation.response_token_ids), settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
@@ -40,7 +41,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     on_abstain: Literal["message", "error"] = "message"
 
     def __init__(self, bound: Runnable[Any, Any], guard: Guard, **settings: Any) -> None:
-        super().__init__(bound=bound, guard=guard, **settings)
+        super().__init__(**{"bound": bound, "guard": guard, **settings})
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -60,7 +61,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the step and decide."""
 
-        def run(value: LanguageModelInput, config: RunnableConfig) -> Any:
+        def run(value: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
             return self._decide(value, self.bound.invoke(value, _silent(config), **kwargs), config)
 
         return self._call_with_config(run, input, config, run_type="chain")
@@ -68,7 +69,9 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the step and decide, without blocking the loop."""
 
-        async def run(value: LanguageModelInput, config: RunnableConfig) -> Any:
+        async def run(
+            value: LanguageModelInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        ) -> Any:
             written = await self.bound.ainvoke(value, _silent(config), **kwargs)
             return await run_in_executor(config, self._decide, value, written, config)
 

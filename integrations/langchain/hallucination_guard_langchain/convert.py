@@ -8,15 +8,18 @@ from typing import Any
 from langchain_core.exceptions import ModelError
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.runnables import RunnableConfig
 
 from hallucination_guard.errors import GuardError, InputError
 from hallucination_guard.types import Message, Outcome
 
-__all__ = ["KEY", "LowConfidenceError", "as_ai_message", "as_guard_messages", "verdict_of"]
+__all__ = ["KEY", "LowConfidenceError", "as_ai_message", "as_guard_messages", "thread_of", "verdict_of"]
 
 KEY = "hallucination_guard"
 """Where the verdict lies in ``AIMessage.response_metadata``."""
 
+# Blocks of earlier turns that say nothing to the reader: calls stand in tool_calls, thoughts are not handed on.
+_UNSAID = frozenset({"tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking"})
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
 
 
@@ -62,11 +65,17 @@ def _text(message: BaseMessage) -> str:
             parts.append(block)
         elif block.get("type") == "text":
             parts.append(str(block.get("text", "")))
-        elif block.get("type") not in ("tool_use", "tool_call"):
+        elif block.get("type") not in _UNSAID:
             raise InputError(
                 f"a message holds a block of type {block.get('type')!r}", hint="only text can be read by this model"
             )
     return "".join(parts)
+
+
+def thread_of(config: RunnableConfig) -> str | None:
+    """The conversation that a call belongs to: LangGraph's ``thread_id``."""
+    found = config.get("configurable", {}).get("thread_id", config.get("metadata", {}).get("thread_id"))
+    return None if found is None else str(found)
 
 
 def verdict_of(outcome: Outcome) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pydantic import ConfigDict, Field
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
 from hallucination_guard.types import Outcome
-from hallucination_guard_langchain.convert import KEY, LowConfidenceError, as_ai_message, as_guard_messages
+from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
+from hallucination_guard_langchain.quiet import unheard
 
 __all__ = ["GuardRunnable"]
 
@@ -24,7 +25,8 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
 
     The step may be anything that answers a prompt with a text or a message: a served copy of the same weights, a
     ``ChatHuggingFace``, an API. Its draft is scored by teacher forcing; further attempts, if the policy wants any, are
-    drawn from the guard's own model. Its callbacks are cut, since they would let the draft out.
+    drawn from the guard's own model. No callback, trace or graph around the guard hears of the step, since they would
+    let the draft out; callbacks that sit on the step itself still do.
 
     Args:
         bound: the model step.
@@ -62,7 +64,8 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         """Run the step and decide."""
 
         def run(value: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
-            return self._decide(value, self.bound.invoke(value, _silent(config), **kwargs), config)
+            with unheard(config) as silent:
+                return self._decide(value, self.bound.invoke(value, silent, **kwargs), silent)
 
         return self._call_with_config(run, input, config, run_type="chain")
 
@@ -72,8 +75,12 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         async def run(
             value: LanguageModelInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> Any:
-            written = await self.bound.ainvoke(value, _silent(config), **kwargs)
-            return await run_in_executor(config, self._decide, value, written, config)
+            with unheard(config) as silent:
+                try:
+                    written = await self.bound.ainvoke(value, silent, **kwargs)
+                except NotImplementedError:  # a local HuggingFacePipeline has no async of its own
+                    written = await run_in_executor(silent, self.bound.invoke, value, silent, **kwargs)
+                return await run_in_executor(silent, self._decide, value, written, silent)
 
         return await self._acall_with_config(run, input, config, run_type="chain")
 
@@ -83,11 +90,10 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             raise InputError(
                 f"the guarded step gave a {type(written).__name__}", hint="guard the step that gives a text or message"
             )
-        thread_id = (config.get("configurable") or {}).get("thread_id")
+        if getattr(written, "tool_calls", None):
+            raise InputError("the guarded step called a tool", hint="guard the step that answers, not one that acts")
         outcome = self.guard.review(
-            as_guard_messages(_as_messages(value)),
-            answer=str(text),
-            thread_id=None if thread_id is None else str(thread_id),
+            as_guard_messages(_as_messages(value)), answer=str(text), thread_id=thread_of(config)
         )
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
@@ -97,23 +103,17 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         message = as_ai_message(outcome, abstention=self.abstention, model_name=str(self.guard.model.name))
         if not isinstance(written, BaseMessage):
             return message.content
-        if not isinstance(written, AIMessage):
-            return message
-        # Only the verdict is carried over: logprobs and the like would hold the draft's words.
-        kept = {key: written.response_metadata[key] for key in _KEPT if key in written.response_metadata}
-        return AIMessage(
-            content=message.content,
-            id=written.id,
-            response_metadata={**message.response_metadata, **kept, KEY: message.response_metadata[KEY]},
-            usage_metadata=written.usage_metadata or message.usage_metadata,
-        )
+        message.id = written.id
+        if isinstance(written, AIMessage) and outcome.attempts == 1:
+            # Later drafts are the guard's own. Not all metadata: logprobs and the like hold the draft's words.
+            kept = _KEPT_IF_SAID if outcome.accepted else _KEPT
+            message.response_metadata |= {key: each for key, each in written.response_metadata.items() if key in kept}
+            message.usage_metadata = written.usage_metadata or message.usage_metadata
+        return message
 
 
 _KEPT = ("model_name", "model_provider")
-
-
-def _silent(config: RunnableConfig) -> RunnableConfig:
-    return {**config, "callbacks": []}
+_KEPT_IF_SAID = (*_KEPT, "finish_reason")
 
 
 def _as_messages(value: LanguageModelInput) -> list[BaseMessage]:

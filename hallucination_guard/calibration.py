@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -88,6 +89,12 @@ class Calibration(BaseModel):
                 f"the calibration was fitted on something else: {'; '.join(differing)}",
                 hint="fit one for this model, template, dtype and scorer",
             )
+
+    @classmethod
+    def of_demo(cls) -> Self:
+        """The shipped calibration of the demo model in float32; ``docs/demo.md`` has the command that made it."""
+        with resources.as_file(resources.files("hallucination_guard").joinpath("data/demo_calibration.json")) as path:
+            return cls.load(path)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""

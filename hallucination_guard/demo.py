@@ -14,7 +14,7 @@ from hallucination_guard.bm25 import BM25Retriever
 from hallucination_guard.calibration import Calibration, fit_calibration
 from hallucination_guard.errors import CalibrationMismatch
 from hallucination_guard.guard import Guard, with_passages
-from hallucination_guard.questions import PROMPT, Question, contains_match, shipped
+from hallucination_guard.questions import Question, contains_match, shipped
 from hallucination_guard.scoring import HybridGrad
 from hallucination_guard.template import as_messages, question_of
 from hallucination_guard.types import Message, Outcome, Score
@@ -79,7 +79,7 @@ class Summary:
 def documents() -> BM25Retriever:
     """The search over the package's own passages."""
     with resources.as_file(resources.files("hallucination_guard").joinpath("data/documents.jsonl")) as path:
-        return BM25Retriever.from_path(path, k=2)
+        return BM25Retriever.from_path(path, k=1)
 
 
 def prompts_to_fit() -> list[tuple[Question, tuple[Message, ...]]]:
@@ -87,7 +87,7 @@ def prompts_to_fit() -> list[tuple[Question, tuple[Message, ...]]]:
     search = documents()
     prompts = []
     for question in shipped("calibration"):
-        plain = as_messages(PROMPT.format(query=question.query))
+        plain = as_messages(question.query)
         prompts.append((question, plain))
         if found := search.invoke(question_of(plain)):
             prompts.append((question, with_passages(plain, found, TEMPLATE)))
@@ -112,8 +112,7 @@ def fit(model: Any) -> Iterator[int | Calibration]:
 
 def calibrated(model: Any) -> Calibration | None:
     """The shipped calibration if it was fitted on this very model, else None: it then has to be fitted here."""
-    with resources.as_file(resources.files("hallucination_guard").joinpath("data/demo_calibration.json")) as path:
-        calibration = Calibration.load(path)
+    calibration = Calibration.of_demo()
     try:
         calibration.check(model.identity, HybridGrad().identity)
     except CalibrationMismatch:
@@ -133,11 +132,10 @@ def run(model: Any, calibration: Calibration, audit: Path, *, confidence: float)
             generation={"max_new_tokens": MAX_NEW_TOKENS},
         )
         for question in shipped("demo"):
-            prompt = PROMPT.format(query=question.query)
             began = time.perf_counter()
-            bare = model.generate(prompt, max_new_tokens=MAX_NEW_TOKENS)
+            bare = model.generate(question.query, max_new_tokens=MAX_NEW_TOKENS)
             seconds = time.perf_counter() - began
-            outcome = guard(prompt)
+            outcome = guard(question.query)
             yield Row(
                 question=question,
                 bare=bare.text,

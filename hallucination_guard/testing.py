@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.template import Prompt, as_messages, is_batch, question_of
+from hallucination_guard.types import Anchor, Generation, Message, Messages, ModelIdentity, Score, ScorerIdentity
 
 if TYPE_CHECKING:
     from hallucination_guard.audit.record import AuditRecord
 
-__all__ = ["MemorySink", "tiny_model", "tiny_tokenizer"]
+__all__ = ["MemorySink", "ScriptedModel", "ScriptedScorer", "tiny_model", "tiny_tokenizer"]
+
+Answers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Line: TypeAlias = float | str | BaseException | Score
+Script: TypeAlias = Line | Sequence[Line] | Mapping[str, Line] | Callable[[Generation], Line]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -90,10 +98,11 @@ def tiny_model(family: str = "llama", *, dtype: Any = None, seed: int = 0, tied:
     if family not in names:
         raise ConfigurationError(f"no tiny model of family {family!r}", hint=f"one of {', '.join(sorted(names))}")
     if family == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=320, n_embd=32, n_layer=6, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0, tie_word_embeddings=tied, **sizes,
-        )  # fmt: skip
+        gpt2 = {
+            "vocab_size": 320, "n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 512, "bos_token_id": 1,
+            "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": tied,
+        }  # fmt: skip
+        config = transformers.GPT2Config(**{**gpt2, **sizes})
         kind: Any = transformers.GPT2LMHeadModel
     else:
         suffix = "TextConfig" if family == "gemma3" else "Config"
@@ -121,3 +130,148 @@ class MemorySink:
         """Keep the record; its id."""
         self.records.append(record)
         return record.id
+
+
+class ScriptedModel:
+    """Stands in for a :class:`~hallucination_guard.model.WhiteBoxModel` in a guard; says what it is told.
+
+    A token is a byte of UTF-8. Nothing can be measured of it, so its guard needs a :class:`ScriptedScorer`::
+
+        model = ScriptedModel(["Lyon", "Paris"])
+        guard = Guard(model, scorer=ScriptedScorer({"Lyon": 9.0, "Paris": 1.0}), policy=RetryBelow(score=…, limit=5))
+        assert guard("What is the capital of France?").text == "Paris"
+
+    Args:
+        answers: one text for every prompt; or texts in the order in which they are asked for; or one of both for each
+            question, which is the last user turn as it stands in the prompt.
+        name: of the model.
+        fingerprint: two scripted models with different ones are different models to a calibration.
+        context: the most tokens that a prompt may have; None for no limit.
+
+    ``calls`` holds, for every answer given, the turns it answers and the settings it was generated with.
+    """
+
+    def __init__(
+        self, answers: Answers, *, name: str = "scripted", fingerprint: str = "scripted", context: int | None = None
+    ) -> None:
+        self._answers = answers
+        self.name = name
+        self.context = context
+        self.identity = ModelIdentity(name=name, fingerprint=fingerprint, dtype="float32", template="none")
+        self.calls: list[tuple[tuple[Message, ...], dict[str, Any]]] = []
+        self._told: dict[str | None, int] = {}
+        self._lock = threading.Lock()
+
+    def prompt(self, messages: Messages) -> Prompt:
+        """What the model reads.
+
+        Raises:
+            InputError: on an empty prompt, or more than ``context`` tokens.
+        """
+        turns = as_messages(messages)
+        text = "".join(f"{turn.role}: {turn.content}\n" for turn in turns)
+        ids = _bytes(text)
+        if self.context is not None and len(ids) >= self.context:
+            raise InputError(f"the prompt has {len(ids)} tokens and the context holds {self.context}")
+        return Prompt(messages=turns, text=text, token_ids=ids, header=0, templated=True)
+
+    def generate(self, messages: Any, **settings: Any) -> Any:
+        """The next answer; a list of them for a list of prompts."""
+        if is_batch(messages):
+            return [self._generation(self.prompt(each), self._next(each, settings), "stop") for each in messages]
+        return self._generation(self.prompt(messages), self._next(messages, settings), "stop")
+
+    def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
+        """Take an answer that something else wrote."""
+        text = answer if isinstance(answer, str) else bytes(answer).decode("utf-8", "replace")
+        return self._generation(self.prompt(messages), text, "read")
+
+    def _next(self, messages: Messages, settings: dict[str, Any]) -> str:
+        turns = as_messages(messages)
+        question: str | None = None
+        answers: Any = self._answers
+        if isinstance(answers, Mapping):
+            question = question_of(turns)
+            if question not in answers:
+                raise ConfigurationError(f"nothing is scripted for {question!r}", hint="add it to the answers")
+            answers = answers[question]
+        with self._lock:
+            self.calls.append((turns, dict(settings)))
+            told = self._told.get(question, 0)
+            self._told[question] = told + 1
+        if isinstance(answers, str):
+            return answers
+        if told >= len(answers):
+            raise ConfigurationError(
+                f"answer {told + 1} was asked for and {len(answers)} are scripted", hint="script more answers"
+            )
+        return str(answers[told])
+
+    def _generation(self, prompt: Prompt, text: str, reason: Any) -> Generation:
+        return Generation(
+            messages=prompt.messages,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=_bytes(text),
+            text=text,
+            finish_reason=reason,
+            model=self.identity,
+            anchor=Anchor(index=-1, token=prompt.text[-1], rule="last_user_token"),
+        )
+
+
+class ScriptedScorer:
+    """A scorer whose scores are scripted: a number; words, for "unscorable, because"; an exception, to be raised.
+
+    Args:
+        script: one of these (or a whole :class:`~hallucination_guard.types.Score`) for every answer; or a list of
+            them in the order in which answers are scored; or one for each text; or a function of the generation.
+        name: of the score, and of the scorer.
+        settings: of its identity, to which a calibration is bound.
+
+    Raises:
+        ConfigurationError: on scoring, when nothing is scripted for an answer.
+    """
+
+    def __init__(self, script: Script, *, name: str = "hybridgrad", settings: Mapping[str, str] | None = None) -> None:
+        self._script = script
+        self._scored = 0
+        self._lock = threading.Lock()
+        self.primary = name
+        self.identity = ScorerIdentity(name=name, version="scripted", settings=dict(settings or {}))
+
+    def __call__(self, model: Any, generation: Generation) -> Score:
+        """Score one generation."""
+        line = self._line(generation)
+        if isinstance(line, BaseException):
+            raise line
+        if isinstance(line, Score):
+            return line
+        if isinstance(line, str):
+            return Score.unscorable(line, scorer=self.identity)
+        return Score(status="scored", scorer=self.identity, scores={self.primary: line}, anchor=generation.anchor)
+
+    def batch(self, model: Any, generations: Sequence[Generation]) -> list[Score]:
+        """One score a generation, in order."""
+        return [self(model, generation) for generation in generations]
+
+    def _line(self, generation: Generation) -> Line:
+        script = self._script
+        if callable(script):
+            return script(generation)
+        if isinstance(script, Mapping):
+            if generation.text not in script:
+                raise ConfigurationError(f"no score is scripted for {generation.text!r}", hint="add it to the script")
+            return script[generation.text]
+        if isinstance(script, str) or not isinstance(script, Sequence):
+            return script
+        with self._lock:
+            at, self._scored = self._scored, self._scored + 1
+        if at >= len(script):
+            raise ConfigurationError(
+                f"score {at + 1} was asked for and {len(script)} are scripted", hint="script more scores"
+            )
+        return script[at]
+
+
+def _bytes(text: str) -> tuple[int, ...]:
+    return tuple(text.encode("utf-8", "surrogatepass"))

@@ -13,14 +13,9 @@ from hallucination_guard_policies.below import ActBelow
 
 __all__ = ["TEMPLATE", "RetrieveBelow"]
 
-# The question comes last: the token whose meaning is scored (t*) then is still the end of the question.
-TEMPLATE = """\
-Answer the question with what the passages say. If they do not say it, answer that you do not know.
-
-Passages:
-{passages}
-
-Question: {question}"""
+# The question comes last: the token whose meaning is scored (t*) then is still the end of the question. Nothing is asked
+# besides: small models answer more rightly without further instructions, large ones do not need them.
+TEMPLATE = "{passages}\n\n{question}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from hallucination_guard.calibration import Calibration
+from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
 from hallucination_guard.types import JSON, Decision, Scorer, Sink, Situation, Verdict
 from hallucination_guard_langchain.convert import KEY, as_guard_messages, thread_of
@@ -61,7 +63,8 @@ class AuditCallback(BaseCallbackHandler):
     ) -> None:
         self.guard = Guard(model, policy=_Observe(), scorer=scorer, calibration=calibration, audit=audit)
         self.raise_error = raise_error
-        self._asked: dict[UUID, _Asked] = {}
+        # Weakly by the run's own id object: of a cancelled run LangChain tells neither the end nor an error.
+        self._asked: WeakKeyDictionary[UUID, _Asked] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def on_chat_model_start(
@@ -86,7 +89,7 @@ class AuditCallback(BaseCallbackHandler):
         with self._lock:
             asked = self._asked.pop(run_id, None)
         if asked is None:
-            return
+            raise InputError("an answer came for a question that was not seen", hint="attach the callback before")
         for messages, generations in zip(asked.prompts, response.generations, strict=False):
             for generation in generations:
                 message = generation.message if isinstance(generation, ChatGeneration) else None

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--audit", type=Path, default=Path(".demo") / _AUDIT, help="the log (default: %(default)s)")
     demo.add_argument("--confidence", type=float, default=0.5, help="let through from here up (default: 0.5)")
     demo.add_argument("--fit", action="store_true", help="fit the calibration here instead of using the shipped one")
+    demo.add_argument("--save-calibration", type=Path, metavar="FILE", help="where to keep what --fit fitted")
     demo.set_defaults(run=_demo)
 
     ask = commands.add_parser("ask", parents=[common, model], help="ask one question through a guard")
@@ -425,6 +426,8 @@ def _demo(arguments: argparse.Namespace) -> int:
                 else:
                     done(step)
     assert calibration is not None
+    if arguments.save_calibration is not None:
+        calibration.save(arguments.save_calibration)
     total = len(shipped("demo"))
     rows = []
     with _live_table(total, hidden=arguments.json) as add:

@@ -85,10 +85,15 @@ def end_of_answer(
 ) -> tuple[int, bool]:
     """How many of the drawn ids are the answer, and whether it ended by itself.
 
-    The answer ends before the first end token, and before the token that completes a stop text.
+    The answer ends before the first end token, and before the token in which a stop text begins.
     """
+
+    def text() -> str:
+        return str(tokenizer.decode(ids[:length], skip_special_tokens=True))
+
     length = next((at for at, drawn in enumerate(ids) if drawn in end_ids), len(ids))
     ended = length < len(ids)
-    while length and any(text in tokenizer.decode(ids[:length], skip_special_tokens=True) for text in texts):
+    begins = [at for stop in texts if (at := text().find(stop)) >= 0]
+    while begins and length and len(text()) > min(begins):
         length, ended = length - 1, True
     return length, ended

@@ -21,9 +21,22 @@ from hallucination_guard.types import Message, Outcome, Score
 from hallucination_guard_policies import load_policy
 from hallucination_guard_policies.retrieve import TEMPLATE
 
-__all__ = ["MAX_NEW_TOKENS", "Row", "Summary", "calibrated", "documents", "fit", "prompts_to_fit", "run", "summarise"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "SCORE",
+    "Row",
+    "Summary",
+    "calibrated",
+    "documents",
+    "fit",
+    "prompts_to_fit",
+    "run",
+    "summarise",
+]
 
 MAX_NEW_TOKENS = 24
+SCORE = "paragrad"
+"""Of the scores that one pass gives, the one that separates right from wrong best on the calibration questions."""
 _BATCH = 8
 
 
@@ -107,7 +120,7 @@ def fit(model: Any) -> Iterator[int | Calibration]:
             contains_match(each.text, question.answers) for each, (question, _) in zip(generations, part, strict=True)
         ]
         yield min(begin + _BATCH, len(prompts))
-    yield fit_calibration(scores, correct, model=model.identity)
+    yield fit_calibration(scores, correct, model=model.identity, score=SCORE)
 
 
 def calibrated(model: Any) -> Calibration | None:

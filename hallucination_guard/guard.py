@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from typing import Any, assert_never
@@ -59,6 +59,8 @@ _log = structlog.wrap_logger(
     wrapper_class=structlog.stdlib.BoundLogger,
 )
 _SETTINGS = frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop", "question"})
+_NUDGES = 2  # a redraw that repeats an earlier draft is drawn this often again, each time warmer
+_FAR = 7919  # further than any number of redraws, so that no seed is used twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class _Call:
     request_id: str = field(default_factory=lambda: uuid4().hex)
     began: float = field(default_factory=time.perf_counter)
     given: Generation | None = None
+    drawn: set[tuple[int, ...]] = field(default_factory=set)
     attempt: int = 0
     rules: list[str] = field(default_factory=list)
     redraw: Redraw | None = None
@@ -223,15 +226,34 @@ class Guard:
         return [call for call in calls if call.outcome is None]
 
     def _attempt(self, group: list[_Call]) -> None:
-        given = [call.given for call in group if call.given is not None]
-        generations = given or self.model.generate([call.messages for call in group], **_draw(group[0]))
+        generations = [call.given for call in group if call.given is not None] or self._draw_new(group)
         unfinished = Score.failed("interrupted while scoring", scorer=self.scorer.identity)
         for call, generation in zip(group, generations, strict=True):
             call.given = None
+            call.drawn.add(generation.response_token_ids)
             call.attempt += 1
             call.newest = _Draft(attempt=call.attempt, generation=generation, verdict=Verdict(score=unfinished))
         for call, generation, score in zip(group, generations, self._score(generations), strict=True):
             self._judge(call, generation, score)
+
+    def _draw_new(self, group: list[_Call]) -> list[Generation]:
+        """Answers; of a redraw, ones that this call has not drawn yet, as far as the model has others to give."""
+        settings = _draw(group[0])
+        made: list[Generation] = self.model.generate([call.messages for call in group], **settings)
+        for nudge in range(1, _NUDGES + 1):
+            pairs = zip(group, made, strict=True)
+            stale = [at for at, (call, each) in enumerate(pairs) if each.response_token_ids in call.drawn]
+            if group[0].redraw is None or not stale:
+                break
+            warmer = {
+                **settings,
+                "seed": settings["seed"] + _FAR * nudge,
+                "temperature": settings["temperature"] * (1 + nudge / 2),
+            }
+            others = self.model.generate([group[at].messages for at in stale], **warmer)
+            for at, other in zip(stale, others, strict=True):
+                made[at] = replace(other, seconds=made[at].seconds + other.seconds)
+        return made
 
     def _score(self, generations: Sequence[Generation]) -> list[Score]:
         """Scores, or the words why there are none: any failure becomes a score that the policy must decide on."""

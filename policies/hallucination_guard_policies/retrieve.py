@@ -13,8 +13,8 @@ from hallucination_guard_policies.below import ActBelow
 
 __all__ = ["TEMPLATE", "RetrieveBelow"]
 
-# The question comes last: the token whose meaning is scored (t*) then is still the end of the question. Nothing is asked
-# besides: small models answer more rightly without further instructions, large ones do not need them.
+# The question comes last: the token whose meaning is scored (t*) then is still the end of the question. Nothing is
+# asked besides: small models answer more rightly without further instructions, large ones do not need them.
 TEMPLATE = "{passages}\n\n{question}"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hallucination_guard import Guard, WhiteBoxModel
 from hallucination_guard.guard import with_passages
+from hallucination_guard.scoring import HybridGrad
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard.types import Message, Passage
 from hallucination_guard_policies import (
@@ -56,6 +57,14 @@ class TestWithARealModel:
         Guard(tiny, policy=policy, generation={"max_new_tokens": 8}, audit=sink)("Who?")
         assert len({each.answer for each in sink.records}) == 4
 
+    def test_a_redraw_differs_from_a_draft_that_was_drawn_in_the_same_way(
+        self, tiny: WhiteBoxModel, sink: MemorySink
+    ) -> None:
+        policy = RetryBelow(**self.FAILED, times=2)
+        move = {"temperature": policy.temperature, "top_p": policy.top_p, "seed": policy.seed}
+        Guard(tiny, policy=policy, generation={"max_new_tokens": 12, **move}, audit=sink)("Who?")
+        assert len({each.answer for each in sink.records}) == 3
+
     def test_the_best_draft_is_kept(self, tiny: WhiteBoxModel, sampled: Any, sink: MemorySink) -> None:
         policy = RetryBelow(**self.FAILED, times=5) | Accept()
         outcome = Guard(tiny, policy=policy, generation=sampled, audit=sink)("Who?")
@@ -65,8 +74,6 @@ class TestWithARealModel:
     def test_the_score_of_the_outcome_is_the_judged_drafts_own(self, tiny: WhiteBoxModel, sampled: Any) -> None:
         outcome = Guard(tiny, policy=RetryBelow(**self.FAILED, times=3) | Accept(), generation=sampled)("Who?")
         again = tiny.read("Who?", answer=outcome.generation.response_token_ids)
-        from hallucination_guard.scoring import HybridGrad
-
         expected = HybridGrad()(tiny, again).scores["hybridgrad"]
         assert outcome.verdict.score.scores["hybridgrad"] == pytest.approx(expected, rel=1e-4)
 
@@ -101,7 +108,8 @@ class TestRetry:
         assert guard("Capital?").text == "a"
 
     def test_every_redraw_has_a_seed_of_its_own(self) -> None:
-        guard = scripted("a", BAD, RetryBelow(**LIMIT, times=3, seed=7, temperature=0.9, top_p=0.8))
+        policy = RetryBelow(**LIMIT, times=3, seed=7, temperature=0.9, top_p=0.8)
+        guard = scripted(["a", "b", "c", "d"], BAD, policy)
         guard("Capital?", temperature=0.0, seed=1)
         drawn = [(s.get("temperature"), s.get("top_p"), s.get("seed")) for _, s in guard.model.calls]
         assert drawn == [(0.0, None, 1), (0.9, 0.8, 7), (0.9, 0.8, 8), (0.9, 0.8, 9)]

@@ -413,6 +413,12 @@ class TestCalibration:
         with pytest.raises(CalibrationError):
             Guard(model, policy=Accept(), scorer=scorer, calibration=fitted, audit=sink)("Capital?")
 
+    def test_a_negative_score_has_no_confidence(self) -> None:
+        """The map is of the score's logarithm: below nil it would say "certain"."""
+        model, scorer = ScriptedModel("Lyon"), ScriptedScorer(-5.0)
+        with pytest.raises(CalibrationError):
+            calibration_for(model, scorer).confidence(scorer(model, model.generate("Capital?")))
+
     def test_an_unscored_answer_has_no_confidence(self) -> None:
         model, scorer = ScriptedModel("Lyon"), ScriptedScorer("nothing there")
         guard = Guard(model, policy=Accept(), scorer=scorer, calibration=calibration_for(model, scorer))
@@ -504,6 +510,13 @@ class TestOutcome:
         caplog.set_level("DEBUG")
         guard_of(AbstainBelow(**LIMIT), ScriptedScorer(BAD), model=ScriptedModel("SECRET"))("Capital?")
         assert "SECRET" not in caplog.text + json.dumps([str(each.__dict__) for each in caplog.records])
+
+    def test_words_that_an_application_binds_for_its_own_log_break_nothing(self, caplog: Any) -> None:
+        import structlog
+
+        caplog.set_level("INFO")
+        with structlog.contextvars.bound_contextvars(name="service", message="m", args=()):
+            assert guard_of()("Capital?").text == "Lyon"
 
 
 class TestRecords:

@@ -97,11 +97,11 @@ def test_a_batch_has_as_many_outcomes_as_prompts_in_order() -> None:
 
 
 def test_a_batch_whose_calls_take_different_ways_keeps_them_apart() -> None:
-    answers = {"a": ["bad", "good"], "b": ["good"], "c": ["bad", "bad", "bad"]}
+    answers = {"a": ["bad", "good"], "b": ["good"], "c": ["bad", "worse", "worst"]}
     guard = Guard(
         ScriptedModel(answers),
         policy=RetryBelow(score="hybridgrad", limit=1.0, times=2),
-        scorer=ScriptedScorer({"bad": 2.0, "good": 0.5}),
+        scorer=ScriptedScorer({"bad": 2.0, "worse": 3.0, "worst": 4.0, "good": 0.5}),
     )
     assert [(each.text, each.attempts) for each in guard.batch(["a", "b", "c"])] == [
         ("good", 2),

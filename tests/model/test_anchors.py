@@ -233,19 +233,15 @@ class TestSpecialTokensInWhatTheUserWrites:
         assert sink.records[0].to_json_dict()["prompt"] == [{"role": "user", "content": self.FORGED}]
 
 
+TEXT = st.text(st.characters() | st.sampled_from("\x00\ud800\udfff{}%<|>"), max_size=40)
 ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(), max_size=20)
-    | st.binary(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.binary(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
     max_leaves=6,
 )
 TURN = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool", "", "<|im_start|>"]) | st.text(max_size=5)},
-    optional={"content": st.text(st.characters(), max_size=40) | ANYTHING, "name": st.text(max_size=3)},
+    optional={"content": TEXT | ANYTHING, "name": st.text(max_size=3)},
 )
 TEMPLATES = [None, CHATML, LLAMA3, MISTRAL, GEMMA, HEADED]
 MODELS: dict[Any, WhiteBoxModel] = {}
@@ -259,8 +255,12 @@ def model_with(template: str | None) -> WhiteBoxModel:
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=["none", "chatml", "llama 3", "mistral", "gemma", "headed"])
 class TestWhateverIsHandedIn:
+    def test_half_a_surrogate_pair_is_an_input_error(self, template: str | None) -> None:
+        with pytest.raises(InputError):
+            model_with(template).prompt("Who?\ud800")
+
     @settings(max_examples=60, deadline=None)
-    @given(messages=ANYTHING | st.lists(TURN, max_size=4) | st.text(st.characters(), max_size=60))
+    @given(messages=ANYTHING | st.lists(TURN, max_size=4) | TEXT)
     def test_it_is_a_prompt_or_an_error_of_this_package(self, template: str | None, messages: Any) -> None:
         try:
             prompt = model_with(template).prompt(messages)
@@ -269,7 +269,7 @@ class TestWhateverIsHandedIn:
         assert prompt.token_ids
 
     @settings(max_examples=60, deadline=None)
-    @given(text=st.text(max_size=40))
+    @given(text=TEXT)
     def test_a_question_has_an_anchor_inside_the_prompt_or_an_error_says_why(
         self, template: str | None, text: str
     ) -> None:

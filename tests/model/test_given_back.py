@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from hallucination_guard import WhiteBoxModel
+from hallucination_guard.errors import ModelError
 from hallucination_guard.scoring import HybridGrad, Likelihood
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
@@ -205,12 +207,14 @@ class TestWhateverStateTheModelIsIn:
         white = WhiteBoxModel(model, tiny_tokenizer())
         expected = numbers(white)
         model.train()
-        assert numbers(white) == pytest.approx(expected)
+        try:
+            found = numbers(white)
+        except ModelError:  # to say that it can not be put into evaluation is right too
+            return
+        assert found == pytest.approx(expected)
 
     def test_a_forward_of_the_models_own_is_not_ignored(self) -> None:
         """Either the answers are those of the model as the caller runs it, or it is refused."""
-        from hallucination_guard.errors import ModelError
-
         model = tiny_model()
         plain = model.forward
 
@@ -299,7 +303,12 @@ class TestWithAccelerate:
     def test_a_model_with_offloaded_layers_gives_the_same_scores(self, training: bool, tiny: WhiteBoxModel) -> None:
         white = WhiteBoxModel(offloaded(), tiny_tokenizer())
         white.model.train(training)
-        assert numbers(white) == pytest.approx(numbers(tiny), rel=1e-6)
+        try:
+            found = numbers(white)
+        except ModelError:  # to say that it can not be put into evaluation is right too
+            assert training
+            return
+        assert found == pytest.approx(numbers(tiny), rel=1e-6)
 
     def test_a_model_with_offloaded_layers_writes_the_same(self, tiny: WhiteBoxModel) -> None:
         white = WhiteBoxModel(offloaded(), tiny_tokenizer())
@@ -312,6 +321,13 @@ class TestWithAccelerate:
         scoring(white)
         assert [(name, str(each.device)) for name, each in white.model.named_parameters()] == before
 
+    def test_threads_on_a_model_with_offloaded_layers_score_as_one_alone(self) -> None:
+        white = WhiteBoxModel(offloaded(), tiny_tokenizer())
+        expected = numbers(white)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: numbers(white), range(40)))
+        assert found == [expected] * 40
+
 
 def offloaded() -> Any:
     from accelerate import cpu_offload
@@ -320,3 +336,14 @@ def offloaded() -> Any:
     for at in (0, 3, 5):
         cpu_offload(model.model.layers[at])
     return model
+
+
+def test_threads_with_long_prompts_do_not_change_the_scores_of_short_ones() -> None:
+    white = WhiteBoxModel(long_rope(), tiny_tokenizer())
+    expected = numbers(white)
+    with ThreadPoolExecutor(4) as pool:
+        short = []
+        for _ in range(40):
+            pool.submit(white.generate, "x" * 100, max_new_tokens=3)
+            short.append(pool.submit(numbers, white))
+        assert [each.result() for each in short] == [expected] * 40

@@ -22,7 +22,7 @@ def unheard(config: RunnableConfig | None = None) -> Iterator[RunnableConfig]:
     Cut are handed-on callbacks, LangSmith tracing, run collectors, and a surrounding graph's streams and checkpoints.
     What sits on a step itself, ``model.callbacks`` for example, was put there to hear it and still does.
     """
-    from langchain_core.tracers.context import run_collector_var, tracing_v2_callback_var  # slow: loads LangSmith
+    from langchain_core.tracers.context import run_collector_var  # slow: loads LangSmith
     from langsmith.run_helpers import tracing_context
 
     config = ensure_config(config)
@@ -36,12 +36,10 @@ def unheard(config: RunnableConfig | None = None) -> Iterator[RunnableConfig]:
         },
     }
     child = var_child_runnable_config.set(silent)
-    tracer = tracing_v2_callback_var.set(None)
     collector = run_collector_var.set(None)
     try:
         with tracing_context(enabled=False, parent=False):
             yield silent
     finally:
         run_collector_var.reset(collector)
-        tracing_v2_callback_var.reset(tracer)
         var_child_runnable_config.reset(child)

@@ -165,9 +165,9 @@ class TestTheEnd:
     def test_the_end_is_where_the_first_end_token_is(self) -> None:
         assert end_of_answer(tiny_tokenizer(), [50, 2, 51, 2], frozenset({2}), ()) == (1, True)
 
-    def test_a_text_over_several_tokens_is_cut_before_the_one_that_completes_it(self) -> None:
+    def test_a_text_over_several_tokens_is_cut_before_the_one_in_which_it_begins(self) -> None:
         tokenizer = tiny_tokenizer()
-        assert end_of_answer(tokenizer, tokenizer("ab##cd")["input_ids"], frozenset(), ["##"]) == (3, True)
+        assert end_of_answer(tokenizer, tokenizer("ab##cd")["input_ids"], frozenset(), ["##"]) == (2, True)
 
 
 class TestTheContext:

@@ -12,11 +12,12 @@ It is never guessed: where no rule holds there is no anchor, and what needs one 
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 from hallucination_guard.errors import AnchorError, InputError
-from hallucination_guard.template import Prompt, question_of
-from hallucination_guard.types import Anchor
+from hallucination_guard.template import Prompt, question_of, rendered
+from hallucination_guard.types import Anchor, Message
 
 __all__ = ["NO_ANCHOR", "locate_anchor"]
 
@@ -38,13 +39,40 @@ def locate_anchor(tokenizer: Any, prompt: Prompt, *, question: str | None = None
         AnchorError: if the question is not in the prompt, or the user's text can not be found in it again.
     """
     if question is not None:
-        return _last_token_of(tokenizer, prompt, question, rule="question")
+        limit = _end_of_user_text(tokenizer, prompt) if prompt.templated else len(prompt.text)
+        return _last_token_of(tokenizer, prompt, question, limit, rule="question")
     if not prompt.templated:
         return None
     first = len(prompt.token_ids) - prompt.header
     if prompt.header and _is_special(tokenizer, prompt.token_ids[first]):
         return _anchor(tokenizer, prompt, first, rule="header")
-    return _last_token_of(tokenizer, prompt, question_of(prompt.messages), rule="last_user_token")
+    limit = _end_of_user_text(tokenizer, prompt)
+    return _last_token_of(tokenizer, prompt, question_of(prompt.messages), limit, rule="last_user_token")
+
+
+def _end_of_user_text(tokenizer: Any, prompt: Prompt) -> int:
+    """Where in the prompt's text the last user turn ends.
+
+    Looking for the turn's text is not enough: it may also stand in the template, or in an answer that repeats it. So
+    the turn is replaced by two others that end differently; what these two prompts end with in common is the template's
+    and comes after the turn, whatever the turn says.
+    """
+    last = max((at for at, turn in enumerate(prompt.messages) if turn.role == "user"), default=None)
+    if last is None:
+        raise InputError("no message has the role 'user'", hint="the last user message is what the answer is to")
+    others = []
+    for content in ("one", "two"):
+        turns = list(prompt.messages)
+        turns[last] = Message(role="user", content=content)
+        others.append(rendered(tokenizer, turns))
+    ends = zip(*(reversed(other) for other in others), strict=False)
+    after = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], ends))[::-1]
+    if not prompt.text.endswith(after):
+        raise AnchorError(
+            "what the chat template writes after the user's text depends on that text, so its end can not be found",
+            hint="name the question yourself on a tokenizer without this template",
+        )
+    return len(prompt.text) - len(after)
 
 
 def _is_special(tokenizer: Any, token_id: int) -> bool:
@@ -57,11 +85,11 @@ def _anchor(tokenizer: Any, prompt: Prompt, position: int, *, rule: Any) -> Anch
     return Anchor(index=position - len(prompt.token_ids), token=str(token), rule=rule)
 
 
-def _last_token_of(tokenizer: Any, prompt: Prompt, part: str, *, rule: Any) -> Anchor:
+def _last_token_of(tokenizer: Any, prompt: Prompt, part: str, limit: int, *, rule: Any) -> Anchor:
     part = part.strip()
     if not part:
         raise InputError("the question is empty", hint="name the part of the prompt that asks")
-    end = prompt.text.rfind(part) + len(part)
+    end = prompt.text.rfind(part, 0, limit) + len(part)
     if end < len(part):
         raise AnchorError(
             f"{part[:60]!r} does not occur in the prompt", hint="name a part of the prompt as it is written there"

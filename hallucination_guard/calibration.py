@@ -66,6 +66,8 @@ class Calibration(BaseModel):
                 f"the calibration reads {self.score!r} and the answer has {sorted(score.scores)!r}",
                 hint="use the scorer that it was fitted with",
             )
+        if score.scores[self.score] < 0.0:
+            raise CalibrationError(f"{self.score!r} is {score.scores[self.score]!r}, and it can not be negative")
         z = self.intercept + self.slope * math.log(max(score.scores[self.score], _TINY))
         return 1.0 / (1.0 + math.exp(min(z, 700.0)))
 

@@ -91,7 +91,8 @@ def _within(call: Callable[[Any], Any], argument: Any, timeout: float) -> Any:
     except queue.Empty:
         raise CallTimeout(f"{name} did not answer within {timeout:g} s", hint="raise the timeout, or mend it") from None
     if isinstance(error, Exception):
-        raise CallError(f"{name} raised {type(error).__name__}: {error}") from error
+        # Only the kind of error: its message may quote the question, which a log need not be allowed to hold.
+        raise CallError(f"{name} raised {type(error).__name__}") from error
     if error is not None:
         raise error
     return value
@@ -106,9 +107,10 @@ def _passage(found: Any) -> Passage:
     if isinstance(found, Passage):
         return found
     text = found if isinstance(found, str) else getattr(found, "page_content", None)
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.strip():
         raise CallError(
-            f"the retriever gave a list of {type(found).__name__}", hint="give strings, passages or documents"
+            f"the retriever gave a list of {type(found).__name__}",
+            hint="give strings, passages or documents with a text",
         )
     metadata = getattr(found, "metadata", None)
     metadata = metadata if isinstance(metadata, Mapping) else {}

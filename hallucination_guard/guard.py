@@ -19,13 +19,20 @@ from importlib import metadata
 from typing import Any, assert_never
 from uuid import uuid4
 
-import structlog
 from tenacity import Retrying, retry_if_result
 
 from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.calibration import Calibration
 from hallucination_guard.calls import ask, look_up
-from hallucination_guard.errors import CallError, ConfigurationError, GuardError, InputError, PolicyError
+from hallucination_guard.errors import (
+    AuditError,
+    CallError,
+    ConfigurationError,
+    GuardError,
+    InputError,
+    PolicyError,
+    ScoringError,
+)
 from hallucination_guard.template import as_messages, question_of
 from hallucination_guard.types import (
     JSON,
@@ -49,15 +56,8 @@ from hallucination_guard.types import (
 
 __all__ = ["Guard", "with_passages"]
 
-_log = structlog.wrap_logger(
-    logging.getLogger("hallucination_guard"),
-    processors=[
-        structlog.stdlib.filter_by_level,
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.render_to_log_kwargs,
-    ],
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
+# What the application makes of these is its own: they go to the standard logger, under one key of ``extra``.
+_log = logging.getLogger("hallucination_guard")
 _SETTINGS = frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop", "question"})
 _NUDGES = 2  # a redraw that repeats an earlier draft is drawn this often again, each time warmer
 _FAR = 7919  # further than any number of redraws, so that no seed is used twice
@@ -130,18 +130,20 @@ class Guard:
             from hallucination_guard.scoring import HybridGrad
 
             scorer = HybridGrad()
-        if not callable(policy):
-            raise ConfigurationError(f"the policy is {policy!r}", hint="for example AbstainBelow(confidence=0.7)")
-        if calibration is not None:
-            calibration.check(model.identity, scorer.identity)
-        elif getattr(policy, "needs_confidence", False):
+        if not isinstance(policy, Policy) or not callable(policy):
+            raise ConfigurationError(
+                f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"
+            )
+        if audit is not None and not callable(audit):
+            raise ConfigurationError(f"the audit sink is {audit!r}", hint="for example AuditLog('audit.jsonl')")
+        if calibration is None and getattr(policy, "needs_confidence", False):
             raise ConfigurationError(
                 "the policy speaks of confidence and the guard has no calibration",
                 hint="give calibration=Calibration.load(...), or a policy with score=... and limit=...",
             )
         for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigurationError(f"{name} is {value!r}", hint="at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} is {value!r}", hint="a whole number, at least 1")
         self.model = model
         self.policy = policy
         self.scorer = scorer
@@ -150,6 +152,7 @@ class Guard:
         self.generation = _checked(generation or {})
         self.max_attempts = max_attempts
         self.batch_size = batch_size
+        self._check_calibration()
 
     def __call__(self, messages: Messages, *, thread_id: str | None = None, **generation: Any) -> Outcome:
         """Answer one prompt, or not.
@@ -167,6 +170,8 @@ class Guard:
 
     def batch(self, prompts: Sequence[Messages], *, thread_id: str | None = None, **generation: Any) -> list[Outcome]:
         """Answer several prompts, generated and scored together; each gets what it would get alone."""
+        if isinstance(prompts, str):
+            raise InputError(f"the batch is the text {prompts[:40]!r}", hint="give a list of prompts")
         return self._run(prompts, thread_id, generation)
 
     def review(
@@ -203,6 +208,7 @@ class Guard:
         answers: Sequence[str | Sequence[int]] = (),
     ) -> list[Outcome]:
         settings = {**self.generation, **_checked(generation)}
+        self._check_calibration()  # the weights, or the calibration, may have been changed since the last call
         calls = []
         for prompt in prompts:
             messages = as_messages(prompt)
@@ -217,6 +223,10 @@ class Guard:
             self._record_interrupted(calls, error)
             raise
         return [call.outcome for call in calls if call.outcome is not None]
+
+    def _check_calibration(self) -> None:
+        if self.calibration is not None:
+            self.calibration.check(self.model.identity, self.scorer.identity)
 
     def _round(self, calls: Sequence[_Call]) -> list[_Call]:
         """One attempt for every call without an outcome; those that want another."""
@@ -233,7 +243,10 @@ class Guard:
             call.drawn.add(generation.response_token_ids)
             call.attempt += 1
             call.newest = _Draft(attempt=call.attempt, generation=generation, verdict=Verdict(score=unfinished))
-        for call, generation, score in zip(group, generations, self._score(generations), strict=True):
+        scores = self._score(generations)
+        for generation in generations:
+            generation.release()
+        for call, generation, score in zip(group, generations, scores, strict=True):
             self._judge(call, generation, score)
 
     def _draw_new(self, group: list[_Call]) -> list[Generation]:
@@ -257,16 +270,22 @@ class Guard:
 
     def _score(self, generations: Sequence[Generation]) -> list[Score]:
         """Scores, or the words why there are none: any failure becomes a score that the policy must decide on."""
+        identity = self.scorer.identity
         try:
             scores = self.scorer.batch(self.model, generations)
         except Exception as error:
             if len(generations) > 1:  # one that fails must not take the others with it
                 return [self._score([each])[0] for each in generations]
-            return [Score.failed(_in_words(error), scorer=self.scorer.identity)]
-        if len(scores) != len(generations) or not all(isinstance(score, Score) for score in scores):
-            failed = Score.failed("the scorer did not give one score an answer", scorer=self.scorer.identity)
-            return [failed for _ in generations]
-        return scores
+            _log_failure("scoring", error)
+            return [Score.failed(_in_words(error), scorer=identity)]
+        if not isinstance(scores, list) or len(scores) != len(generations):
+            return [Score.failed("the scorer did not give one score an answer", scorer=identity) for _ in generations]
+        return [
+            score
+            if isinstance(score, Score) and score.scorer == identity
+            else Score.failed("what the scorer gave is not a score of its own", scorer=identity)
+            for score in scores
+        ]
 
     def _judge(self, call: _Call, generation: Generation, score: Score) -> None:
         call.seconds["generate"] += generation.seconds
@@ -357,6 +376,7 @@ class Guard:
         self._end(call, draft, decision, answer)
 
     def _give_up(self, call: _Call, draft: _Draft, decision: Decision, error: GuardError) -> None:
+        _log_failure(decision.action, error)
         closed = Decision(
             action="abstain",
             rule=f"{decision.action}_failed",
@@ -379,15 +399,18 @@ class Guard:
             retrieved=call.retrieved,
             request_id=call.request_id,
         )
-        confidence = draft.verdict.confidence
         _log.info(
             "guard.decision",
-            request_id=call.request_id,
-            decision=decision.action,
-            rule=decision.rule,
-            confidence=confidence,
-            attempts=call.attempt,
-            seconds=round(total, 4),
+            extra={
+                "hallucination_guard": {
+                    "request_id": call.request_id,
+                    "decision": decision.action,
+                    "rule": decision.rule,
+                    "confidence": draft.verdict.confidence,
+                    "attempts": call.attempt,
+                    "seconds": round(total, 4),
+                }
+            },
         )
 
     # ---------------------------------------------------------------------------------------------- recording
@@ -401,8 +424,8 @@ class Guard:
             answered_by: the escalation target, when the record is about its answer and not about a draft.
             answer: that answer.
         """
-        call.recorded = call.attempt
         if self.audit is None:
+            call.recorded = call.attempt
             return
         draft = call.newest
         assert draft is not None
@@ -436,7 +459,14 @@ class Guard:
             answer=answer if escalated else generation.text,
             versions=_versions(),
         )
-        call.audit_ids.append(self.audit(record))
+        kept = self.audit(record)
+        if not isinstance(kept, str) or not kept:
+            raise AuditError(
+                f"the audit sink gave {type(kept).__name__} and not the id of the record it kept",
+                hint="a sink is synchronous, returns the record's id, and raises if it could not keep it",
+            )
+        call.recorded = call.attempt
+        call.audit_ids.append(kept)
 
     def _record_interrupted(self, calls: Sequence[_Call], error: BaseException) -> None:
         """What was generated but not yet written down is written down before the error goes on its way."""
@@ -450,8 +480,8 @@ class Guard:
             )
             try:
                 self._record(call, decision)
-            except GuardError as second:
-                error.add_note(f"and the interrupted attempt could not be recorded: {second}")
+            except Exception as second:  # the interruption goes on its way all the same, and says so
+                error.add_note(f"and the interrupted attempt could not be recorded: {type(second).__name__}: {second}")
 
     def _policy_identity(self) -> dict[str, JSON]:
         plain = self.policy.describe()
@@ -498,8 +528,13 @@ def with_passages(messages: tuple[Message, ...], passages: Sequence[Passage], te
 
 
 def _in_words(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first[:200]}"
+    """The kind of error; its message may quote the prompt, which the log need not be allowed to hold."""
+    return f"{error.message}" if isinstance(error, ScoringError) else f"{type(error).__name__} while scoring"
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    """The whole error for those who look: the record only names its kind."""
+    _log.debug("guard.failure in %s", what, exc_info=error)
 
 
 @cache

@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 import time
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,9 @@ from hallucination_guard.decoding import Draw, StopAtText, end_of_answer
 from hallucination_guard.errors import InputError, MissingExtra, ModelError
 from hallucination_guard.head import Head
 from hallucination_guard.replay import Trace
-from hallucination_guard.template import Prompt, is_batch, render, template_hash
+from hallucination_guard.template import Prompt, checked_text, is_batch, render, template_hash
 from hallucination_guard.types import Generation, Messages, ModelIdentity
-from hallucination_guard.view import Layout, tapped
+from hallucination_guard.view import Layout, tapped, undisturbed
 
 __all__ = ["WhiteBoxModel"]
 
@@ -52,6 +53,15 @@ class WhiteBoxModel:
         model = getattr(model, "_orig_mod", model)  # torch.compile
         if hasattr(model, "get_base_model"):  # PEFT: the adapters live inside the base model's layers
             model = model.get_base_model()
+        if not hasattr(getattr(model, "config", None), "get_text_config"):
+            raise ModelError(
+                f"{type(model).__name__!r} is not a transformers model", hint="give a loaded causal language model"
+            )
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ModelError(
+                f"{type(model).__name__!r} was made in inference mode, so it has no gradient",
+                hint="load it outside torch.inference_mode()",
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
@@ -62,8 +72,7 @@ class WhiteBoxModel:
                 hint="models with full or sliding-window attention can be scored",
             )
         self.layout = Layout.of(model)
-        self.head = Head.of(model)
-        self._identity_lock = threading.Lock()
+        self._identified: tuple[Any, ModelIdentity] | None = None
         if self_test:
             from hallucination_guard.selftest import self_test as run
 
@@ -175,22 +184,24 @@ class WhiteBoxModel:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is; the fingerprint is computed once, on first use."""
-        with self._identity_lock:
-            return self._identity
+        """Which model this is; computed on first use, and again once a weight has changed."""
+        weights = _tensors(self.model)
+        state = [(id(each), each.data_ptr(), each._version, each.dtype) for each in weights.values()]
+        state.append((template_hash(self.tokenizer), self.model.config.to_json_string(use_diff=False)))  # type: ignore[arg-type]
+        known = self._identified
+        if known is None or known[0] != state:
+            known = self._identified = (state, self._identify(weights))
+        return known[1]
 
-    @cached_property
-    def _identity(self) -> ModelIdentity:
+    def _identify(self, weights: dict[str, Tensor]) -> ModelIdentity:
         digest = hashlib.sha256()
         config = self.model.config.to_dict()
         for volatile in ("_name_or_path", "architectures", "dtype", "quantization_config", "transformers_version"):
             config.pop(volatile, None)  # these say how it was stored, not what it computes
         digest.update(f"{self.model.dtype} {json.dumps(config, sort_keys=True, default=str)}".encode())
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            if parameter.device.type == "meta":
-                continue
-            flat = parameter.detach().reshape(-1)
+        for name, weight in sorted(weights.items()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            flat = self._in_memory(name, weight).detach().reshape(-1)
             # A fine-tune moves every matrix: 256 evenly spaced values of each tell models apart at no cost.
             sample = flat[:: max(1, flat.numel() // 256)].contiguous().cpu()
             digest.update(sample.view(torch.uint8).numpy().tobytes())
@@ -200,6 +211,24 @@ class WhiteBoxModel:
             dtype=str(self.model.dtype).removeprefix("torch."),
             template=template_hash(self.tokenizer),
         )
+
+    def _in_memory(self, name: str, weight: Tensor) -> Tensor:
+        if weight.device.type != "meta":
+            return weight
+        module, _, own = name.rpartition(".")
+        offloaded = getattr(getattr(self.model.get_submodule(module), "_hf_hook", None), "weights_map", None)
+        if offloaded is None or own not in offloaded:
+            raise ModelError(
+                f"the weight {name!r} of {self.name!r} is not in memory, so the model can not be told from others",
+                hint="load it with a device_map that transformers or accelerate can dispatch",
+            )
+        found: Tensor = offloaded[own]
+        return found
+
+    @property
+    def head(self) -> Head:
+        """What stands between final states and logits, read off the model as it is now."""
+        return Head.of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -259,12 +288,26 @@ class WhiteBoxModel:
         Raises:
             InputError: if a prompt can not be used.
         """
-        prompts = [self.prompt(each) for each in (messages if is_batch(messages) else [messages])]
-        draw = Draw(temperature=temperature, top_p=top_p, seed=seed)
+        if not isinstance(messages, str | Sequence) or isinstance(messages, bytes):
+            raise InputError(f"the prompt is {messages!r}", hint="give a text, a list of messages, or a list of either")
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+            raise InputError(f"stop is {stop!r}", hint="give a list of texts, none of them empty")
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens!r}", hint="an answer has at least one token")
-        made = self._generate(prompts, max_new_tokens, draw, tuple(stop), question)
-        return made if is_batch(messages) else made[0]
+        draw = Draw(temperature=temperature, top_p=top_p, seed=seed)
+        prompts = [self.prompt(each) for each in (messages if is_batch(messages) else [messages])]
+        # A prompt with little room left in the context must not cut its neighbours' answers short.
+        rooms: dict[int, list[int]] = {}
+        for at, prompt in enumerate(prompts):
+            room = max_new_tokens
+            if self.context is not None:
+                room = min(room, self.context - len(prompt.token_ids))
+            rooms.setdefault(room, []).append(at)
+        made: dict[int, Generation] = {}
+        for room, group in rooms.items():
+            answers = self._generate([prompts[at] for at in group], room, draw, tuple(stop), question)
+            made |= dict(zip(group, answers, strict=True))
+        return [made[at] for at in range(len(prompts))] if is_batch(messages) else made[0]
 
     def prompt(self, messages: Messages) -> Prompt:
         """What the model reads for these messages.
@@ -299,8 +342,6 @@ class WhiteBoxModel:
         began = time.perf_counter()
         anchors = [locate_anchor(self.tokenizer, prompt, question=question) for prompt in prompts]
         longest = max(len(prompt.token_ids) for prompt in prompts)
-        if self.context is not None:
-            max_new_tokens = min(max_new_tokens, self.context - longest)
         ends = self._end_ids
         pad = self.tokenizer.pad_token_id
         config = GenerationConfig(
@@ -310,7 +351,6 @@ class WhiteBoxModel:
             bos_token_id=self.tokenizer.bos_token_id,
             return_dict_in_generate=True,
         )
-        ids, mask = self._left_padded([prompt.token_ids for prompt in prompts], config.pad_token_id)
         keep_from = min(
             (longest + anchor.index for anchor in anchors if anchor is not None),
             default=longest,
@@ -321,7 +361,8 @@ class WhiteBoxModel:
         view.__dict__["generation_config"] = config
         criteria = [StopAtText(self.tokenizer, stop, longest)] if stop else []
         cache = DynamicCache()  # without a config it keeps the whole prefix of sliding-window layers too
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed(self.model, grad=False):
+            ids, mask = self._left_padded([prompt.token_ids for prompt in prompts], config.pad_token_id)
             out = view.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -342,7 +383,8 @@ class WhiteBoxModel:
                 start = len(prompt.token_ids) + anchor.index
                 first = longest + anchor.index - keep_from
                 own = states[row, first : first - anchor.index + length - 1]
-                trace = self._trace(cache, row, longest - len(prompt.token_ids), start, own)
+                pads = longest - len(prompt.token_ids)
+                trace = self._trace(cache, row, pads, (*prompt.token_ids, *answer[:-1]), start, own)
             made.append(
                 Generation(
                     messages=prompt.messages,
@@ -379,7 +421,7 @@ class WhiteBoxModel:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return ids, mask
 
-    def _trace(self, cache: Any, row: int, pads: int, start: int, states: Tensor) -> Trace:
+    def _trace(self, cache: Any, row: int, pads: int, ids: tuple[int, ...], start: int, states: Tensor) -> Trace:
         prefix = tuple(
             (
                 layer.keys[row : row + 1, :, pads : pads + start],
@@ -387,7 +429,7 @@ class WhiteBoxModel:
             )
             for layer in cache.layers[self._first :]
         )
-        return Trace(start=start, first=self._first, prefix=prefix, states=states)
+        return Trace(ids=ids, start=start, first=self._first, prefix=prefix, states=states)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -404,13 +446,18 @@ class WhiteBoxModel:
         """
         prompt = self.prompt(messages)
         if isinstance(answer, str):
-            ids = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+            ids = tuple(self.tokenizer(checked_text(answer, "the answer"), add_special_tokens=False)["input_ids"])
             text = answer
-        else:
+            if _letters(self.tokenizer.decode(ids)) != _letters(text):
+                # What the tokenizer has no tokens for was not scored, so it is not part of the answer either.
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        elif isinstance(answer, Sequence) and not isinstance(answer, bytes | bytearray):
             ids = tuple(answer)
             if ids:
                 self._check_ids(ids, "the answer")
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        else:
+            raise InputError(f"the answer is {answer!r}", hint="give its text or its token ids")
         length = len(prompt.token_ids) + len(ids)
         if self.context is not None and length > self.context:
             raise InputError(
@@ -438,11 +485,13 @@ class WhiteBoxModel:
         """
         if generation.anchor is None:
             raise NO_ANCHOR
-        kept = generation._trace.take() if generation._trace is not None else None
-        if kept is not None and kept.first == layers.start:
-            return kept  # type: ignore[no-any-return]
         start = len(generation.prompt_token_ids) + generation.anchor.index
-        return self.trace_ids((*generation.prompt_token_ids, *generation.response_token_ids), start, layers)
+        ids = (*generation.prompt_token_ids, *generation.response_token_ids)
+        kept = generation._trace.take() if isinstance(generation._trace, _Kept) else None
+        # A generation that was edited since does not match what was kept of the original.
+        if kept is not None and (kept.first, kept.start, kept.ids) == (layers.start, start, ids[:-1]):
+            return kept
+        return self.trace_ids(ids, start, layers)
 
     def trace_ids(self, ids: Sequence[int], start: int, layers: range) -> Trace:
         """The same from token ids (prompt and answer) and the position of t*, by one pass without a graph."""
@@ -453,12 +502,13 @@ class WhiteBoxModel:
         layer = self.layout.list_of(self.model)[first - 1]
         view = self.layout.view(self.model, {first - 1: tapped(layer, tap)})
         cache = DynamicCache()
-        with torch.inference_mode(False), torch.no_grad():
-            fed = torch.tensor([list(ids[:-1])], device=self.device)  # the last token predicts nothing
-            mask = torch.ones_like(fed)
-            self.layout.decoder_of(view)(input_ids=fed, attention_mask=mask, past_key_values=cache, use_cache=True)
+        fed = tuple(ids[:-1])  # the last token predicts nothing
+        with undisturbed(self.model, grad=False):
+            tokens = torch.tensor([fed], device=self.device)
+            mask = torch.ones_like(tokens)
+            self.layout.decoder_of(view)(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
         prefix = tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in cache.layers[first:])
-        return Trace(start=start, first=first, prefix=prefix, states=tap.states()[0])
+        return Trace(ids=fed, start=start, first=first, prefix=prefix, states=tap.states()[0])
 
 
 class _Tap:
@@ -488,6 +538,9 @@ class _Kept:
         self._trace = trace
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Kept, (None,))  # a copy of a generation can be read again; the memory is not copied
+
     def take(self) -> Trace | None:
         with self._lock:
             trace, self._trace = self._trace, None
@@ -504,6 +557,15 @@ def _load(auto: Any, path: str, *, device_map: Any, dtype: Any, **kwargs: Any) -
     if device_map is None and cuda:
         model = model.to("cuda")
     return model.eval()
+
+
+def _tensors(model: Any) -> dict[str, Tensor]:
+    """Weights and the buffers that are stored with them (the weights of some quantisations are buffers)."""
+    return {name: each for name, each in model.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
+
+
+def _letters(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _first_line(error: BaseException) -> str:

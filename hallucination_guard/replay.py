@@ -26,12 +26,14 @@ class Trace:
     """What is kept of one forward pass so that its deep half can be run again from t* on.
 
     Args:
+        ids: the tokens that were read: prompt and answer but for its last.
         start: position of t* in the sequence: the number of prefix tokens.
         first: l₀, the first deep layer.
         prefix: keys and values (1 × heads × start × d_head) of each layer that runs after h_{l₀}.
         states: h_{l₀} at positions t* … P+T−2, (S × d).
     """
 
+    ids: tuple[int, ...]
     start: int
     first: int
     prefix: tuple[tuple[Tensor, Tensor], ...]
@@ -52,7 +54,7 @@ class Replay:
 
 
 def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -> Replay:
-    """Run the layers after h_{l₀} again, for a batch of traces of any lengths.
+    """Run the layers after h_{l₀} again, for a batch of traces of any lengths; the caller says whether with a graph.
 
     Args:
         model: the causal language model; it is not changed.
@@ -94,14 +96,13 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         seen = torch.arange(prefix + width, device=device) >= prefix - begin
         mask = seen.long()
     decoder = layout.decoder_of(layout.view(model, replace))
-    with torch.inference_mode(False), torch.enable_grad():
-        out = decoder(
-            inputs_embeds=states,  # only its shape is used: the layers that would read it are replaced
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=_cache(traces, prefix, layers.start),
-            use_cache=True,
-        )
+    out = decoder(
+        inputs_embeds=states,  # only its shape is used: the layers that would read it are replaced
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=_cache(traces, prefix, layers.start),
+        use_cache=True,
+    )
     return Replay(final=out.last_hidden_state, leaves=tuple(leaves))
 
 

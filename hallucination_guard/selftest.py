@@ -10,7 +10,8 @@ A quantised or patched model can answer perfectly and have a gradient that is ni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from hallucination_guard.errors import SelfTestFailed
 from hallucination_guard.replay import Replay, Trace, replay
+from hallucination_guard.view import undisturbed
 
 __all__ = ["SelfTest", "self_test"]
 
@@ -47,16 +49,20 @@ def self_test(model: Any) -> SelfTest:
     Raises:
         SelfTestFailed: with what is wrong and what usually causes it.
     """
-    layers = model.deep_layers
-    if not layers:
+    if not model.deep_layers:
         raise SelfTestFailed(
             f"{model.name!r} has {model.layout.depth} layers", hint="a deep half needs at least three layers"
         )
+    with undisturbed(model.model, grad=True):
+        return _tested(model, model.deep_layers)
+
+
+def _tested(model: Any, layers: range) -> SelfTest:
     ids = _token_ids(model)
-    with torch.inference_mode(False), torch.no_grad():
-        view = model.layout.view(model.model, {})
+    view = model.layout.view(model.model, {})
+    with torch.no_grad():
         out = view(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        own = out.logits[0, _PREFIX - 1 : -1].to(model.head.dtype)
+    own = out.logits[0, _PREFIX - 1 : -1].to(model.head.dtype)
     answer = ids[0, _PREFIX:]
     trace = model.trace_ids(ids[0].tolist(), _PREFIX - 3, layers)
     run = replay(model.model, model.layout, [trace], layers)
@@ -67,15 +73,14 @@ def self_test(model: Any) -> SelfTest:
             f"the logits of {model.name!r} can not be computed from its final states (relative difference {error:.2g})",
             hint="its head does more than a matrix, bias, scale and soft cap, or its cache can not be cut at a token",
         )
-    gradient = torch.cat([part.flatten() for part in _gradient(model, run, answer)]).double()
-    norm = float(gradient.norm())
-    if not torch.isfinite(gradient).all():
+    norms = [float(part.double().norm()) for part in _gradient(model, run, answer)]
+    if not all(map(math.isfinite, norms)):
         raise SelfTestFailed(
             f"the gradient of {model.name!r} is not finite", hint="load it in bfloat16 or float32 rather than float16"
         )
-    if norm == 0.0:
+    if not all(norms):
         raise SelfTestFailed(
-            f"the gradient of {model.name!r} is nil everywhere, so every answer would look certain",
+            f"the gradient of {model.name!r} is nil at some layer, so answers would look certain",
             hint="its quantised kernels have no backward: use weight-only quantisation or an unquantised model",
         )
     slope = _slope_error(model, trace, layers, answer)
@@ -84,7 +89,7 @@ def self_test(model: Any) -> SelfTest:
             f"the gradient of {model.name!r} differs from a finite difference by {slope:.2g} of its size",
             hint="some layer's backward is only an approximation of its forward",
         )
-    return SelfTest(logit_error=error, gradient_norm=norm, slope_error=slope)
+    return SelfTest(logit_error=error, gradient_norm=math.hypot(*norms), slope_error=slope)
 
 
 def _token_ids(model: Any) -> Tensor:
@@ -100,11 +105,10 @@ def _loss(model: Any, final: Tensor, answer: Tensor) -> Tensor:
 
 
 def _gradient(model: Any, run: Replay, answer: Tensor) -> tuple[Tensor, ...]:
-    with torch.inference_mode(False), torch.enable_grad():
-        loss = _loss(model, run.final, answer)
-        if not loss.requires_grad:  # no operation on the way recorded itself
-            return tuple(torch.zeros_like(leaf) for leaf in run.leaves)
-        found = torch.autograd.grad(loss, run.leaves, allow_unused=True)
+    loss = _loss(model, run.final, answer)
+    if not loss.requires_grad:  # no operation on the way recorded itself
+        return tuple(torch.zeros_like(leaf) for leaf in run.leaves)
+    found = torch.autograd.grad(loss, run.leaves, allow_unused=True)
     return tuple(torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, run.leaves, strict=True))
 
 
@@ -122,7 +126,7 @@ def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> flo
     for sign in (1.0, -1.0):
         moved = trace.states.clone()
         moved[0] = state + sign * step * direction
-        there = Trace(start=trace.start, first=trace.first, prefix=trace.prefix, states=moved)
+        there = replace(trace, states=moved)
         with torch.no_grad():
             losses.append(float(_loss(model, replay(model.model, model.layout, [there], layers).final, answer)))
     return abs((losses[0] - losses[1]) / (2 * step) - norm) / max(norm, 1e-30)

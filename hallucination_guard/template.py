@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from hallucination_guard.errors import InputError
 from hallucination_guard.types import Message, Messages
 
-__all__ = ["Prompt", "as_messages", "is_batch", "question_of", "render", "template_hash"]
+__all__ = ["Prompt", "as_messages", "checked_text", "is_batch", "question_of", "render", "rendered", "template_hash"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,22 @@ def _as_message(message: Any, at: int) -> Message:
         raise InputError(f"message {at} has role {role!r}", hint="a role is a word such as 'user'")
     if not isinstance(content, str):
         raise InputError(f"message {at}, of role {role!r}, has content {content!r}", hint="a content is a text")
-    return Message(role=role, content=content)
+    return Message(role=role, content=checked_text(content, f"message {at}"))
+
+
+def checked_text(text: str, what: str) -> str:
+    """``text``, if it can be written down.
+
+    Raises:
+        InputError: if it holds half a surrogate pair, which no tokenizer and no log can take.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds {text[error.start]!r}, half a character", hint="decode it as UTF-16 or drop it"
+        ) from None
+    return text
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -91,21 +106,25 @@ def render(tokenizer: Any, messages: Messages) -> Prompt:
     without = _template(tokenizer, plain, header=False)
     # A template whose header changes what comes before it has no header that could be told apart.
     header = len(ids) - len(without) if ids[: len(without)] == without else 0
-    text = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    text = rendered(tokenizer, turns)
     if not ids:
         raise InputError("the chat template made nothing of the messages", hint="look at tokenizer.chat_template")
     return Prompt(messages=turns, text=text, token_ids=ids, header=header, templated=True)
 
 
-def _template(tokenizer: Any, plain: list[dict[str, str]], *, header: bool) -> tuple[int, ...]:
-    from jinja2 import TemplateError
+def rendered(tokenizer: Any, turns: Sequence[Message]) -> str:
+    """The turns as the template writes them, generation header included."""
+    plain = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return str(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False))
 
+
+def _template(tokenizer: Any, plain: list[dict[str, str]], *, header: bool) -> tuple[int, ...]:
     try:
         encoded = tokenizer.apply_chat_template(plain, add_generation_prompt=header, tokenize=True, return_dict=True)
-    except TemplateError as error:
+    except Exception as error:  # a template is somebody's program; whatever it raises, there is no prompt
         roles = [message["role"] for message in plain]
         raise InputError(
-            f"the model's chat template refuses the roles {roles!r}: {error}",
+            f"the model's chat template refuses the roles {roles!r}: {type(error).__name__}: {error}",
             hint="most templates want user and assistant in turn, some know no system role",
         ) from error
     return tuple(encoded["input_ids"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -124,6 +124,11 @@ class Generation:
     seconds: float = 0.0
     _trace: Any = field(default=None, repr=False, compare=False)
 
+    def release(self) -> None:
+        """Forget what was kept for scoring; a later score reads the text again."""
+        if self._trace is not None:
+            self._trace.take()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerIdentity:
@@ -162,6 +167,8 @@ class Score:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.status not in ("scored", "unscorable", "error"):
+            raise ValueError(f"a score is {self.status!r}, which is no status")
         if (self.status == "scored") == bool(self.reason):
             raise ValueError(f"a score is {self.status!r} and its reason is {self.reason!r}")
         if (self.status == "scored") != bool(self.scores):
@@ -173,6 +180,10 @@ class Score:
             raise ValueError("a token entropy or log probability is not finite")
         object.__setattr__(self, "scores", MappingProxyType(dict(self.scores)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return (_rebuilt, (type(self), {**values, "scores": dict(self.scores)}))  # a read-only view does not travel
+
     @classmethod
     def unscorable(cls, reason: str, *, scorer: ScorerIdentity) -> Self:
         """There is nothing to measure, for example in an empty answer."""
@@ -182,6 +193,10 @@ class Score:
     def failed(cls, reason: str, *, scorer: ScorerIdentity) -> Self:
         """Measuring was tried and failed."""
         return cls(status="error", reason=reason, scorer=scorer)
+
+
+def _rebuilt(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,16 +9,19 @@ replaced, and it lives for one call.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hallucination_guard.errors import ModelError
 
-__all__ = ["Layout", "copy_of", "replaced_output", "skipped", "tapped"]
+__all__ = ["Layout", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed"]
 
 
 def copy_of(module: nn.Module) -> nn.Module:
@@ -47,16 +50,26 @@ def tapped(layer: nn.Module, see: Callable[[Tensor], Tensor | None]) -> nn.Modul
 
 def replaced_output(layer: nn.Module, states: Callable[[Tensor], Tensor], *, returns_tuple: bool) -> nn.Module:
     """``layer`` that does not run: it answers ``states(input)``. Attributes that the decoder reads are kept."""
-
-    def forward(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        answer = states(hidden_states)
-        return (answer,) if returns_tuple else answer
-
     clone = copy_of(layer)
-    clone.__dict__["forward"] = forward
+    clone.__dict__["forward"] = _Answer(states, returns_tuple)
     clone.__dict__["_compiled_call_impl"] = None
     clone.__dict__["training"] = False  # a checkpointing layer would wrap forward in a recomputation
+    clone.__dict__["_modules"] = {}
+    # The caller's hooks (a steering vector, say) have done their work on these states already.
+    clone.__dict__["_forward_hooks"] = OrderedDict()
+    clone.__dict__["_forward_pre_hooks"] = OrderedDict()
     return clone
+
+
+class _Answer:
+    """The ``forward`` of a layer that does not run."""
+
+    def __init__(self, states: Callable[[Tensor], Tensor], returns_tuple: bool) -> None:
+        self._states, self._returns_tuple = states, returns_tuple
+
+    def __call__(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        answer = self._states(hidden_states)
+        return (answer,) if self._returns_tuple else answer
 
 
 def skipped(layer: nn.Module, *, returns_tuple: bool) -> nn.Module:
@@ -87,18 +100,18 @@ class Layout:
         Raises:
             ModelError: if there is no decoder with one list of ``num_hidden_layers`` layers.
         """
-        config = model.config.get_text_config(decoder=True)
-        depth = int(config.num_hidden_layers)
+        hint = "only decoder-only transformers can be scored"
+        config = getattr(model, "config", None)
+        if config is None or not hasattr(model, "get_decoder") or getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"{type(model).__name__!r} is not a causal language model of transformers", hint=hint)
+        depth = int(config.get_text_config(decoder=True).num_hidden_layers)
         decoder = model.get_decoder()
         at = next((name for name, module in model.named_modules() if module is decoder), None)
         lists = [
             name for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth and name
         ]
         if not at or not lists:
-            raise ModelError(
-                f"no list of {depth} decoder layers found in {type(model).__name__!r}",
-                hint="only decoder-only transformers can be scored",
-            )
+            raise ModelError(f"no list of {depth} decoder layers found in {type(model).__name__!r}", hint=hint)
         path = tuple(min(lists, key=lambda name: name.count(".")).split("."))
         layout = cls(decoder=tuple(at.split(".")), layers=path, depth=depth, returns_tuple=False)
         return cls(decoder=layout.decoder, layers=path, depth=depth, returns_tuple=layout._layer_returns_tuple(model))
@@ -110,8 +123,8 @@ class Layout:
         probe.__dict__["_forward_hooks"] = OrderedDict(layer._forward_hooks)
         probe.register_forward_hook(lambda _m, _a, output: seen.append(isinstance(output, tuple)))
         view = self.view(model, {0: probe})
-        ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-        with torch.inference_mode(False), torch.no_grad():
+        with undisturbed(model, grad=False):
+            ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
             self.decoder_of(view)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         return seen[0]
 
@@ -120,6 +133,11 @@ class Layout:
         found = model.get_submodule(".".join((*self.decoder, *self.layers)))
         assert isinstance(found, nn.ModuleList)
         return found
+
+    def reach(self, model: Any, level: int) -> float:
+        """How many positions further on h_l can be felt at least; infinite but for sliding windows."""
+        window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+        return (self.depth - level) * (int(window) - 1) if window else float("inf")
 
     def decoder_of(self, model: nn.Module) -> Any:
         """The module that maps token ids to final states."""
@@ -130,38 +148,89 @@ class Layout:
 
         A model in training mode is viewed in evaluation mode: dropout would make a score a matter of chance, and
         gradient checkpointing would drop the cache without a word.
+
+        Raises:
+            ModelError: if a module on the path has a ``forward`` of its own, which a copy would not run.
         """
-        training = any(module.training for module in model.modules())
-        root = _evaluating(model, {}) if training else _opened(model)
-        here = root
+        evaluating = any(module.training for module in model.modules())
+        root = _opened(model)
+        path = [root]
         for name in (*self.decoder, *self.layers):
-            child = _opened(here._modules[name])
-            here._modules[name] = child
-            here = child
+            child = _opened(path[-1]._modules[name])
+            path[-1]._modules[name] = child
+            path.append(child)
+        # Some position embeddings rewrite their buffers when a long prompt comes: they get buffers of their own.
+        decoder = path[len(self.decoder)]
+        for name, part in decoder._modules.items():
+            if part is not None and not any(True for _ in part.parameters()):
+                decoder._modules[name] = _with_own_buffers(part)
         for index, layer in replace.items():
-            layer.__dict__["training"] = False
-            here._modules[str(index)] = layer
+            path[-1]._modules[str(index)] = layer
+        if evaluating:
+            _evaluate(root, done=set(map(id, (*path, *replace.values()))))
         return root
 
 
 def _opened(module: nn.Module | None) -> nn.Module:
     """A copy whose ``forward`` is that of its class.
 
-    accelerate and torch.compile put a ``forward`` on the instance that is bound to the original: the copy would run
-    the original's layers.
+    accelerate puts a ``forward`` on the instance that is bound to the original, and torch.compile a compiled call: with
+    either the copy would run the original's layers. Any other is the caller's, and means something that is not known.
     """
     assert module is not None
+    if "forward" in module.__dict__ and "_hf_hook" not in module.__dict__:
+        raise ModelError(
+            f"{type(module).__name__!r} has a forward of its own, put on the instance",
+            hint="undo the patch, or make it a subclass: its layers can not be looked into otherwise",
+        )
     clone = copy_of(module)
     clone.__dict__.pop("forward", None)
     clone.__dict__["_compiled_call_impl"] = None
     return clone
 
 
-def _evaluating(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module not in done:
-        clone = _opened(module)
-        clone.__dict__["training"] = False
-        done[module] = clone
-        for name, child in clone._modules.items():
-            clone._modules[name] = None if child is None else _evaluating(child, done)
-    return done[module]
+def _with_own_buffers(module: nn.Module) -> nn.Module:
+    clone = copy_of(module)
+    clone.__dict__["_buffers"] = {
+        name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
+    }
+    for name, child in clone._modules.items():
+        clone._modules[name] = None if child is None else _with_own_buffers(child)
+    return clone
+
+
+def _evaluate(module: nn.Module, *, done: set[int]) -> None:
+    """Put ``module``, a copy already, into evaluation mode, and copies of everything below it."""
+    if "forward" in module.__dict__ and not isinstance(module.__dict__["forward"], _Answer):
+        raise ModelError(
+            f"{type(module).__name__!r} has a forward of its own and is in training mode",
+            hint="call model.eval() first",
+        )
+    module.__dict__["training"] = False
+    for name, child in module._modules.items():
+        if child is not None:
+            if id(child) not in done:
+                child = module._modules[name] = copy_of(child)
+            _evaluate(child, done=done)
+
+
+_TURNS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+_TURNS_LOCK = Lock()
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, grad: bool) -> Iterator[None]:
+    """Run the model as it is, whatever the caller has switched on around: inference mode, gradients off, autocast.
+
+    A model whose weights are moved in and out while it runs (offloading) is run by one thread at a time.
+    """
+    with ExitStack() as stack:
+        if any(getattr(getattr(module, "_hf_hook", None), "offload", False) for module in model.modules()):
+            with _TURNS_LOCK:
+                turn = _TURNS.setdefault(model, RLock())
+            stack.enter_context(turn)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for kind in {"cpu", next(model.parameters()).device.type} - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

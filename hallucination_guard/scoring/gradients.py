@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.errors import ConfigurationError, ScoringError
 from hallucination_guard.head import Head
-from hallucination_guard.replay import replay
-from hallucination_guard.types import Generation
+from hallucination_guard.replay import Trace, replay
+from hallucination_guard.types import Anchor, Generation
+from hallucination_guard.view import undisturbed
 
 __all__ = ["GradientSettings", "Measured", "measure"]
 
@@ -102,24 +103,43 @@ def measure(model: Any, generations: Sequence[Generation], settings: GradientSet
     """
     layers = settings.deep(model.layout.depth)
     traces = [model.trace(generation, layers) for generation in generations]
+    with undisturbed(model.model, grad=True):
+        return _measure(model, generations, traces, settings, layers)
+
+
+def _measure(
+    model: Any, generations: Sequence[Generation], traces: Sequence[Trace], settings: GradientSettings, layers: range
+) -> list[Measured]:
     run = replay(model.model, model.layout, traces, layers)
+    head = model.head
     walks = []
     upstream = torch.zeros_like(run.final)
     for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
         answer = generation.response_token_ids
         stop = trace.states.shape[0]
         rows = slice(stop - len(answer), stop)  # the positions whose logits predict ŷ_1 … ŷ_T
-        walk = walk_head(model.head, run.final[row, rows].detach(), answer, weighting=settings.weighting)
+        walk = walk_head(head, run.final[row, rows].detach(), answer, weighting=settings.weighting)
         upstream[row, rows] = walk.by_states.to(upstream)
         walks.append(walk)
-    with torch.inference_mode(False), torch.enable_grad():
-        gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
-    norms = torch.stack([gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients]).sum(dim=0)
+    gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
+    by_layer = torch.stack([gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients])
+    doubtful = upstream.abs().sum(dim=(1, 2)).cpu() > 0
+    steps = torch.tensor([-_anchor(generation).index - 1 for generation in generations])  # from t* to the first token
+    felt = torch.tensor([model.layout.reach(model.model, level) for level in layers])[:, None] >= steps
+    if ((by_layer == 0) & felt & doubtful).any():
+        # The answer is uncertain and nothing comes back at t*: somewhere a backward is missing. 0 would say "certain".
+        raise ScoringError("the gradient is nil although the answer is not certain", hint="load the model again")
+    norms = by_layer.sum(dim=0)
     width = len(gradients) * run.final.shape[-1]
     return [
         _measured(walk, float(norm) / width, len(generation.response_token_ids), settings)
         for walk, norm, generation in zip(walks, norms, generations, strict=True)
     ]
+
+
+def _anchor(generation: Generation) -> Anchor:
+    assert generation.anchor is not None  # model.trace saw to it
+    return generation.anchor
 
 
 def _measured(walk: Walk, semgrad: float, length: int, settings: GradientSettings) -> Measured:

@@ -27,6 +27,7 @@ import torch
 from hallucination_guard.errors import ScoringError
 from hallucination_guard.scoring.gradients import GradientSettings, measure, walk_head
 from hallucination_guard.types import Generation, Score, ScorerIdentity
+from hallucination_guard.view import undisturbed
 
 __all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad"]
 
@@ -162,9 +163,10 @@ class Likelihood(_Scorer):
         results = []
         for generation in generations:
             prompt, answer = generation.prompt_token_ids, generation.response_token_ids
-            ids = torch.tensor([(*prompt, *answer[:-1])], device=model.device)
+            generation.release()
             view = model.layout.view(model.model, {})
-            with torch.inference_mode(False), torch.no_grad():
+            with undisturbed(model.model, grad=False):
+                ids = torch.tensor([(*prompt, *answer[:-1])], device=model.device)
                 final = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state
             walk = walk_head(model.head, final[0, -len(answer) :], answer)
             entropies, logprobs = tuple(walk.entropies.tolist()), tuple(walk.logprobs.tolist())

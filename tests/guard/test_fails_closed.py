@@ -152,7 +152,7 @@ class TestScorer:
     def test_an_error_is_accepted_only_on_the_policys_word(self, sink: MemorySink) -> None:
         policy = Unscored(Accept(), on_error="accept")
         outcome = guard_of(policy, ScriptedScorer(ValueError("no gradient")), audit=sink)("Capital?")
-        assert (outcome.text, "no gradient" in sink.records[0].reason) == ("Lyon", True)
+        assert (outcome.text, "ValueError" in sink.records[0].reason) == ("Lyon", True)
 
     def test_one_answer_that_can_not_be_scored_does_not_take_the_others_with_it(self) -> None:
         model = ScriptedModel({"a": "one", "b": "two", "c": "three"})

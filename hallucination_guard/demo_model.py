@@ -33,7 +33,8 @@ def converted() -> tuple[Path, str]:
 def _gguf() -> Path:
     try:
         files = metadata.files(_PACKAGE) or []
-        metadata.version("gguf")
+        for needed in ("gguf", "accelerate"):
+            metadata.version(needed)
     except metadata.PackageNotFoundError as error:
         raise MissingExtra(
             f"the demo model needs the package {error.name!r}, which is not installed",

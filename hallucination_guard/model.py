@@ -108,7 +108,7 @@ class WhiteBoxModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **shared)
             loaded = _load(AutoModelForCausalLM, path, device_map=device_map, dtype=dtype, **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ModelError(
                 f"{path!r} can not be loaded: {_first_line(error)}", hint="give a hub id or a folder with a model"
             ) from error
@@ -124,10 +124,12 @@ class WhiteBoxModel:
         """
         import importlib.util
 
-        if importlib.util.find_spec("gguf") is None:
-            raise MissingExtra(
-                "reading GGUF needs the package 'gguf'", hint="pip install 'hallucination-guard-semgrad[gguf]'"
-            )
+        for package in ("gguf", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(
+                    f"reading GGUF needs the package {package!r}",
+                    hint="pip install 'hallucination-guard-semgrad[gguf]'",
+                )
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = Path(path)

@@ -346,23 +346,14 @@ def _audit_tail(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json([record.to_json_dict() for record in records])
         return _OK
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("seq", "id", "time", "decision", "rule", "confidence", "answer", box=None)
+    line = "{:>5}  {:12}  {:19}  {:8}  {:16}  {:>5}  {}"
+    _print(line.format("seq", "id", "time (UTC)", "decision", "rule", "conf.", "answer"))
     for record in records:
         confidence = "" if record.confidence is None else f"{record.confidence:.2f}"
         answer = record.answer if isinstance(record.answer, str) else json.dumps(_plain(record.answer))
-        table.add_row(
-            str(record.seq),
-            record.id[:12],
-            record.time[:19],
-            record.decision,
-            record.rule,
-            confidence,
-            _short(answer),
-        )
-    Console().print(table, markup=False)
+        seq = "" if record.seq is None else str(record.seq)
+        shown = (seq, record.id[:12], record.time[:19], record.decision, record.rule, confidence, _short(answer))
+        _print(line.format(*shown))
     return _OK
 
 

@@ -64,29 +64,30 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class TestScoreOfTheDemoModel:
-    @pytest.fixture(scope="session")
-    def scored(self, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-        path = tmp_path_factory.mktemp("score")
-        lines = [
-            {"id": "a", "prompt": "Which metal is liquid at room temperature?"},
-            {"id": "b", "prompt": "Name three rivers in Europe.", "response": "Rhine, Danube and Loire"},
-            {"id": "c", "prompt": "What do bees make?", "response_token_ids": [338, 4649]},
-            {
-                "id": "d",
-                "messages": [
-                    {"role": "system", "content": "Be brief."},
-                    {"role": "user", "content": "Hello, my name is Ada."},
-                    {"role": "assistant", "content": "Hello Ada."},
-                    {"role": "user", "content": "What is my name?"},
-                ],
-            },
-        ]
-        (path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        run = call("score", "--model", "demo", "--input", "in.jsonl", "--output", "out.jsonl", cwd=path)
-        assert run.returncode == 0, run.stderr
-        return rows(path / "out.jsonl")
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    path = tmp_path_factory.mktemp("score")
+    lines = [
+        {"id": "a", "prompt": "Which metal is liquid at room temperature?"},
+        {"id": "b", "prompt": "Name three rivers in Europe.", "response": "Rhine, Danube and Loire"},
+        {"id": "c", "prompt": "What do bees make?", "response_token_ids": [338, 4649]},
+        {
+            "id": "d",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hello, my name is Ada."},
+                {"role": "assistant", "content": "Hello Ada."},
+                {"role": "user", "content": "What is my name?"},
+            ],
+        },
+    ]
+    (path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = call("score", "--model", "demo", "--input", "in.jsonl", "--output", "out.jsonl", cwd=path)
+    assert run.returncode == 0, run.stderr
+    return rows(path / "out.jsonl")
 
+
+class TestScoreOfTheDemoModel:
     def test_gives_one_row_a_line_in_order(self, scored: list[dict[str, Any]]) -> None:
         assert [row["id"] for row in scored] == ["a", "b", "c", "d"]
         assert {row["status"] for row in scored} == {"scored"}
@@ -264,25 +265,106 @@ def test_a_closed_pipe_is_no_failure(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_control_c_ends_with_one_line_and_keeps_the_rows_that_were_written(folder: Path, tmp_path: Path) -> None:
+class Interrupted:
+    """``score`` of a thousand lines, sent a signal after its first rows."""
+
+    def __init__(self, folder: Path, cwd: Path, sent: signal.Signals) -> None:
+        lines = [{"id": at, "prompt": "Who?", "response": "it is me" + " again" * (at % 7)} for at in range(1000)]
+        (cwd / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.out = cwd / "out.jsonl"
+        self.partial = cwd / "out.jsonl.partial"
+        self.cwd = cwd
+        self.arguments = ("score", "--model", folder, "--input", "in.jsonl", "--output", self.out)
+        process = subprocess.Popen(
+            command(*self.arguments, "--batch-size", "1"), cwd=cwd, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        began = time.monotonic()
+        while not self.partial.exists() or self.partial.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None
+            assert time.monotonic() - began < 120
+        process.send_signal(sent)
+        _, self.said = process.communicate(timeout=60)
+        self.status = process.returncode
+
+    def kept(self) -> dict[int, dict[str, Any]]:
+        """The whole rows of the partial file by line number."""
+        whole = self.partial.read_bytes().rpartition(b"\n")[0].splitlines()[1:]
+        return {each["line"]: each["row"] for each in map(json.loads, whole)}
+
+    def again(self) -> subprocess.CompletedProcess[str]:
+        return call(*self.arguments, cwd=self.cwd)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_after_an_interruption_the_same_command_finishes_and_scores_no_row_twice(
+    sent: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    run = Interrupted(folder, tmp_path, sent)
+    assert not run.out.exists()
+    kept = run.kept()
+    assert 0 < len(kept) < 1000
+    again = run.again()
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of 1000 rows" in again.stderr
+    out = rows(run.out)
+    assert [row["id"] for row in out] == list(range(1000))
+    # The wall time that a row took is never the same twice.
+    assert all(out[number - 1] == row for number, row in kept.items())
+    assert not list(tmp_path.glob("out.jsonl?*"))
+
+
+def test_control_c_ends_with_one_line_that_says_where_the_rows_are(folder: Path, tmp_path: Path) -> None:
+    run = Interrupted(folder, tmp_path, signal.SIGINT)
+    assert run.status == 1
+    assert run.said.count("\n") == 1
+    assert "out.jsonl.partial" in run.said
+
+
+def test_rows_of_another_input_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:
+    run = Interrupted(folder, tmp_path, signal.SIGKILL)
+    before = run.partial.read_bytes()
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Who else?", "response": "me"}) + "\n")
+    again = run.again()
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "another input" in again.stderr
+    assert "delete the file" in again.stderr
+    assert run.partial.read_bytes() == before
+
+
+def test_a_full_disk_is_one_line_and_the_finished_rows_stay(folder: Path, tmp_path: Path) -> None:
     line = json.dumps({"prompt": "Who?", "response": "it is me"}) + "\n"
-    (tmp_path / "in.jsonl").write_text(line * 5000)
-    out = tmp_path / "out.jsonl"
-    process = subprocess.Popen(
-        command("score", "--model", folder, "--input", "in.jsonl", "--output", out, "--batch-size", "1"),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
+    (tmp_path / "in.jsonl").write_text(line * 40)
+    score = command("score", "--model", folder, "--input", "in.jsonl", "--output", "out.jsonl", "--batch-size", "4")
+    limited = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); os.execv({score[0]!r}, {score!r})"
+    run = subprocess.run(
+        [sys.executable, "-c", limited], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
-    began = time.monotonic()
-    while (not out.exists() or out.stat().st_size == 0) and time.monotonic() - began < 120:
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "Traceback" not in said
-    assert rows(out)
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert "out.jsonl.partial" in run.stderr
+    again = subprocess.run(score, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "continuing: " in again.stderr
+    assert len(rows(tmp_path / "out.jsonl")) == 40
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "-"])
+def test_a_device_without_room_is_one_line(output: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Who?", "response": "me"}) + "\n")
+    score = command("score", "--model", folder, "--input", "in.jsonl", "--output", output)
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            score, cwd=tmp_path, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert not Path("/dev/full.partial").exists()
+
+
+def test_standard_output_gets_the_rows_in_order_and_no_partial_file(folder: Path, tmp_path: Path) -> None:
+    lines = [{"id": at, "prompt": "Who?" * (1 + at % 3), "response": "me"} for at in range(7)]
+    stdin = "".join(json.dumps(line) + "\n" for line in lines)
+    run = call("score", "--model", folder, "--input", "-", "--output", "-", cwd=tmp_path, stdin=stdin)
+    assert [json.loads(line)["id"] for line in run.stdout.splitlines()] == list(range(7))
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:

@@ -116,22 +116,23 @@ def main() -> None:
     arguments = parser.parse_args()
     model = WhiteBoxModel.demo()
     model.__dict__["_end_ids"] = frozenset()  # every answer has its full length
-    print(
-        f"{model.name}, {model.identity.dtype}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
-    )
-    print(f"{'prompt':>6} {'answer':>6} {'generate s':>10} {'keeping':>8}", *(f"{name + ' %':>10}" for name in arguments.methods),
-          *(f"{name + ' MiB':>12}" for name in ("generate", *arguments.methods)))  # fmt: skip
+    machine = platform.processor() or platform.machine()
+    print(f"{model.name}, {model.identity.dtype}, {torch.get_num_threads()} threads, {machine}")
+    shares = [f"{name + ' %':>10}" for name in arguments.methods]
+    peaks = [f"{name + ' MiB':>12}" for name in ("generate", *arguments.methods)]
+    print(f"{'prompt':>6} {'answer':>6} {'generate s':>10} {'keeping':>8}", *shares, *peaks)
     for length in arguments.prompts:
         prompt = TEXT
         while len(model.prompt(prompt + TEXT).token_ids) <= length:
             prompt += TEXT
+        real = len(model.prompt(prompt).token_ids)
         for answer in arguments.answers:
             row = cell(model, prompt, answer, arguments.repeats, arguments.methods)
-            base, memory = row["generate"]
-            real = len(model.prompt(prompt).token_ids)
-            print(f"{real:>6} {answer:>6} {base:>10.2f} {row['own generate'][0] / base - 1:>8.1%}",
-                  *(f"{row[name][0] / base:>10.1%}" for name in arguments.methods),
-                  f"{memory:>12.0f}", *(f"{row[name][1]:>12.0f}" for name in arguments.methods), flush=True)  # fmt: skip
+            base = row["generate"][0]
+            keeping = row["own generate"][0] / base - 1
+            shares = [f"{row[name][0] / base:>10.1%}" for name in arguments.methods]
+            peaks = [f"{row[name][1]:>12.0f}" for name in ("generate", *arguments.methods)]
+            print(f"{real:>6} {answer:>6} {base:>10.2f} {keeping:>8.1%}", *shares, *peaks, flush=True)
 
 
 if __name__ == "__main__":

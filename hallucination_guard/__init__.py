@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hallucination_guard.errors import GuardError
     from hallucination_guard.guard import Guard
     from hallucination_guard.model import WhiteBoxModel
-    from hallucination_guard.scoring import ExGrad, HybridGrad, Likelihood, ParaGrad, SemGrad
+    from hallucination_guard.scoring import ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
     from hallucination_guard.types import Decision, Generation, Message, Outcome, Score, Verdict
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ _HOME = {
     "Guard": "hallucination_guard.guard",
     "GuardError": "hallucination_guard.errors",
     "HybridGrad": "hallucination_guard.scoring",
+    "Isotropic": "hallucination_guard.scoring",
     "Likelihood": "hallucination_guard.scoring",
     "Message": "hallucination_guard.types",
     "Outcome": "hallucination_guard.types",
@@ -47,6 +48,7 @@ __all__ = [
     "Guard",
     "GuardError",
     "HybridGrad",
+    "Isotropic",
     "Likelihood",
     "Message",
     "Outcome",

@@ -52,6 +52,10 @@ class WhiteBoxModel:
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None, self_test: bool = True) -> None:
         model = getattr(model, "_orig_mod", model)  # torch.compile
         if hasattr(model, "get_base_model"):  # PEFT: the adapters live inside the base model's layers
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                raise ModelError(
+                    "prompt tuning keeps its virtual tokens outside the model's layers", hint="use LoRA, or merge it"
+                )
             model = model.get_base_model()
         if not hasattr(getattr(model, "config", None), "get_text_config"):
             raise ModelError(

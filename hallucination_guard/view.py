@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hallucination_guard.errors import ModelError
 
-__all__ = ["Layout", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed"]
+__all__ = ["Layout", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed", "with_parameters"]
 
 
 def copy_of(module: nn.Module) -> nn.Module:
@@ -212,6 +212,31 @@ def _evaluate(module: nn.Module, *, done: set[int]) -> None:
             if id(child) not in done:
                 child = module._modules[name] = copy_of(child)
             _evaluate(child, done=done)
+
+
+def with_parameters(module: nn.Module, parameters: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of ``module`` and everything below it that computes with ``parameters``.
+
+    Args:
+        module: a view, or a part of one.
+        parameters: what to compute with, by the ``id`` of the parameter it stands for; tied ones stay tied.
+
+    Raises:
+        ModelError: if a module below has a ``forward`` of its own, which would go on with the original's parameters.
+    """
+    if "forward" in module.__dict__:
+        raise ModelError(
+            f"{type(module).__name__!r} has a forward of its own (a patch, or a device map that moves its weights)",
+            hint="its parameters can not be stood in for: load the model unpatched on one device",
+        )
+    clone = copy_of(module)
+    clone.__dict__["_compiled_call_impl"] = None
+    clone.__dict__["_parameters"] = {
+        name: None if parameter is None else parameters[id(parameter)] for name, parameter in module._parameters.items()
+    }
+    for name, child in module._modules.items():
+        clone._modules[name] = None if child is None else with_parameters(child, parameters)
+    return clone
 
 
 _TURNS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()

@@ -12,7 +12,7 @@ import pytest
 
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.audit.log import Content
-from hallucination_guard.scoring import ExGrad, HybridGrad, Likelihood, ParaGrad, SemGrad
+from hallucination_guard.scoring import ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
 from hallucination_guard.testing import MemorySink, ScriptedScorer
 from hallucination_guard_policies import (
     AbstainBelow,
@@ -43,6 +43,8 @@ SCORERS = {
     "paragrad": ParaGrad(),
     "exgrad": ExGrad(),
     "hybridgrad": HybridGrad(),
+    "isotropic": Isotropic(),
+    "isotropic-all": Isotropic(parameters="all"),
     "likelihood": Likelihood(),
 }
 

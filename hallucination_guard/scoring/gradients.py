@@ -24,9 +24,9 @@ from hallucination_guard.replay import Trace, replay
 from hallucination_guard.types import Anchor, Generation
 from hallucination_guard.view import undisturbed
 
-__all__ = ["GradientSettings", "Measured", "measure"]
+__all__ = ["GradientSettings", "Measured", "Reading", "answer_states", "measure", "read_head"]
 
-_BLOCK = 4096  # words of the vocabulary at a time: block × d floats are held
+_BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,21 @@ class Walk:
     by_states: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reading:
+    """What the head says of each answer token.
+
+    Args:
+        entropies: ω_t, length T.
+        logprobs: log p_t[ŷ_t], length T.
+        a: p_t − onehot(ŷ_t) pulled back to W h_t (T × V); ∂(−log p_t[ŷ_t])/∂W is a_t h_tᵀ.
+    """
+
+    entropies: Tensor
+    logprobs: Tensor
+    a: Tensor
+
+
 def measure(model: Any, generations: Sequence[Generation], settings: GradientSettings) -> list[Measured]:
     """Score a batch of generations of any lengths with one backward.
 
@@ -153,6 +168,34 @@ def _measured(walk: Walk, semgrad: float, length: int, settings: GradientSetting
     )
 
 
+def answer_states(model: Any, view: Any, generation: Generation) -> Tensor:
+    """H, the final states that predict the answer (T × d), by one pass over the whole sequence.
+
+    Args:
+        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        view: of it; the caller says whether with a graph.
+        generation: with at least one answer token.
+    """
+    answer = generation.response_token_ids
+    ids = torch.tensor([(*generation.prompt_token_ids, *answer[:-1])], device=model.device)
+    final: Tensor = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state
+    return final[0, -len(answer) :]
+
+
+@torch.no_grad()
+def read_head(head: Head, states: Tensor, answer: Sequence[int]) -> Reading:
+    """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins."""
+    logits = head.logits(states)
+    logp = torch.log_softmax(logits, dim=-1)
+    targets = torch.tensor(answer, device=logp.device)[:, None]
+    logprobs = logp.gather(1, targets)[:, 0]
+    p = logp.exp()
+    # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
+    entropies = -(p * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
+    a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
+    return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, logits))
+
+
 @torch.no_grad()
 def walk_head(head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy") -> Walk:
     """Everything that the head knows of one example, from its final states (T × d).
@@ -164,32 +207,27 @@ def walk_head(head: Head, states: Tensor, answer: Sequence[int], *, weighting: s
         weighting: whether ``by_states`` is of ℓ(ω) (``entropy``) or of ℓ(1) (``none``).
     """
     states = states.to(head.dtype)
-    logits = head.logits(states)
-    logp = torch.log_softmax(logits, dim=-1)
-    targets = torch.tensor(answer, device=logp.device)[:, None]
-    logprobs = logp.gather(1, targets)[:, 0]
-    p = logp.exp()
-    # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
-    entropies = -(p * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
-    a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
-    a = head.pulled_back(a, logits)
-    weighted = states * entropies[:, None]
-    paragrad = torch.zeros((), dtype=torch.float64)
-    exgrad = torch.zeros((), dtype=torch.float64)
+    reading = read_head(head, states, answer)
+    a, entropies = reading.a, reading.entropies
+    width = states.shape[1]
+    # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product, and
+    # a block of it stays in the processor's cache while it is summed.
+    both = torch.cat([states * entropies[:, None], states], dim=1)
+    block = torch.empty(min(_BLOCK, a.shape[1]), 2 * width, dtype=both.dtype, device=both.device)
+    norms = torch.zeros(2, dtype=torch.float64, device=both.device)
     by_states = torch.zeros_like(states)
     for begin in range(0, a.shape[1], _BLOCK):
         part = a[:, begin : begin + _BLOCK]
-        # ω_t belongs to A's row t; it may as well stand on H's, which is narrower.
-        paragrad += (part.T @ weighted).abs().sum().to(paragrad)
-        exgrad += (part.T @ states).abs().sum().to(exgrad)
+        gradient = torch.mm(part.T, both, out=block[: part.shape[1]])
+        norms += gradient.abs_().view(-1, 2, width).sum(dim=(0, 2))
         by_states += part @ head.weight[begin : begin + _BLOCK].to(head.dtype)
     if weighting == "entropy":
         by_states *= entropies[:, None]
-    size = head.weight.numel()
+    paragrad, exgrad = (norms / head.weight.numel()).tolist()
     return Walk(
-        paragrad=float(paragrad) / size,
-        exgrad=float(exgrad) / size,
+        paragrad=paragrad,
+        exgrad=exgrad,
         entropies=entropies,
-        logprobs=logprobs,
+        logprobs=reading.logprobs,
         by_states=by_states,
     )

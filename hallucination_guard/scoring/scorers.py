@@ -1,6 +1,7 @@
 """The scorers: what is measured under which name. Higher = less certain (but for ``min_token_logprob``).
 
-Each gradient scorer measures everything, since one pass gives everything; they differ in which number they are about.
+Each gradient scorer here measures everything, since one pass gives everything; they differ in which number they are
+about.
 
 ========== ==========================================================================================================
 SemGrad    mean over the deep layers l and the d dimensions of |∂ℓ(ω)/∂h_{l,t*}|
@@ -18,14 +19,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from hallucination_guard.errors import ScoringError
-from hallucination_guard.scoring.gradients import GradientSettings, measure, walk_head
+from hallucination_guard.scoring.gradients import GradientSettings, Reading, answer_states, measure, read_head
 from hallucination_guard.types import Generation, Score, ScorerIdentity
 from hallucination_guard.view import undisturbed
 
@@ -96,7 +95,7 @@ class _Scorer:
             status="scored",
             scorer=self.identity,
             scores=numbers.scores,
-            anchor=generation.anchor if numbers.gradient else None,
+            anchor=generation.anchor if numbers.anchored else None,
             token_entropies=numbers.entropies,
             token_logprobs=numbers.logprobs,
             seconds=seconds,
@@ -108,7 +107,18 @@ class _Numbers:
     scores: dict[str, float]
     entropies: tuple[float, ...]
     logprobs: tuple[float, ...]
-    gradient: bool
+    anchored: bool  # whether they depend on t*
+
+    @classmethod
+    def of(cls, reading: Reading, scores: Mapping[str, float]) -> _Numbers:
+        """``scores`` that need no anchor, and the cheap ones."""
+        entropies, logprobs = tuple(reading.entropies.tolist()), tuple(reading.logprobs.tolist())
+        return cls(
+            scores={**scores, **_likelihoods(entropies, logprobs)},
+            entropies=entropies,
+            logprobs=logprobs,
+            anchored=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class _Gradient(GradientSettings, _Scorer):
                 "hybridgrad": (1.0 - share) * each.semgrad + share * each.paragrad,
                 **likelihood,
             }
-            results.append(_Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, gradient=True))
+            results.append(_Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, anchored=True))
         return results
 
 
@@ -162,19 +172,11 @@ class Likelihood(_Scorer):
     def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
         results = []
         for generation in generations:
-            prompt, answer = generation.prompt_token_ids, generation.response_token_ids
             generation.release()
-            view = model.layout.view(model.model, {})
             with undisturbed(model.model, grad=False):
-                ids = torch.tensor([(*prompt, *answer[:-1])], device=model.device)
-                final = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state
-            walk = walk_head(model.head, final[0, -len(answer) :], answer)
-            entropies, logprobs = tuple(walk.entropies.tolist()), tuple(walk.logprobs.tolist())
-            results.append(
-                _Numbers(
-                    scores=_likelihoods(entropies, logprobs), entropies=entropies, logprobs=logprobs, gradient=False
-                )
-            )
+                final = answer_states(model, model.layout.view(model.model, {}), generation)
+                reading = read_head(model.head, final, generation.response_token_ids)
+            results.append(_Numbers.of(reading, {}))
         return results
 
 

@@ -6,11 +6,13 @@ Exit status: 0 fine; 1 failure; 2 bad usage or bad input, with one line that say
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from hallucination_guard.errors import AuditError, ConfigurationError, GuardErro
 if TYPE_CHECKING:
     from hallucination_guard import demo
     from hallucination_guard.model import WhiteBoxModel
+    from hallucination_guard.rows import Line, Rows
+    from hallucination_guard.types import Scorer
 
 __all__ = ["main"]
 
@@ -42,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _OK
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as error:
+        _say(f"interrupted; {error}" if error.args else "interrupted")
         return _FAILURE
     except OSError as error:
         _say(f"error: {error.filename or 'output'}: {error.strerror or error} (free space, or choose another path)")
@@ -88,10 +92,30 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--anchor-question", help="model without a chat template: the part of the text that asks")
     ask.set_defaults(run=_ask)
 
-    score = commands.add_parser("score", parents=[common, model], help="score a file of prompts or answers")
+    score = commands.add_parser(
+        "score",
+        parents=[common, model],
+        help="score a file of prompts or answers",
+        description="Score a file of prompts or answers: one row a line, in the order of the input. Finished rows are "
+        "kept in OUTPUT.partial; after an interruption (Ctrl-C, kill, a full disk) the same command continues there, "
+        "scoring no row twice, and OUTPUT appears once it is whole. To start anew, delete OUTPUT.partial.",
+    )
     score.add_argument("--input", required=True, help="JSON lines; - for standard input")
-    score.add_argument("--output", required=True, help="JSON lines; - for standard output")
-    score.add_argument("--batch-size", type=_positive, default=8)
+    score.add_argument(
+        "--output",
+        required=True,
+        help="JSON lines; - for standard output: rows come at once and in order, and an interrupted run starts anew "
+        "(so does one that writes to a pipe or a device)",
+    )
+    score.add_argument("--batch-size", type=_positive, default=8, help="rows at once, at most (default: %(default)s)")
+    score.add_argument(
+        "--batch-tokens",
+        type=_positive,
+        default=8192,
+        metavar="N",
+        help="tokens at once, at most: rows times the longest, prompt and answer; a longer row goes alone; less "
+        "takes less memory (default: %(default)s)",
+    )
     score.add_argument("--max-new-tokens", type=_positive, default=64)
     score.set_defaults(run=_score)
 
@@ -175,50 +199,101 @@ def _load(arguments: argparse.Namespace) -> WhiteBoxModel:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from hallucination_guard.rows import read_lines, score_lines
-    from hallucination_guard.scoring import HybridGrad
+    from hallucination_guard.rows import read_lines
 
     try:
-        raw = (
-            sys.stdin.buffer.readlines()
-            if arguments.input == "-"
-            else Path(arguments.input).read_bytes().splitlines(keepends=True)
-        )
+        raw = sys.stdin.buffer.read() if arguments.input == "-" else Path(arguments.input).read_bytes()
     except OSError as error:
         raise InputError(
             f"{arguments.input!r} can not be read: {error.strerror}", hint="give a readable file"
         ) from None
-    lines = read_lines(raw)
-    counts = {"scored": 0, "unscorable": 0, "error": 0}
-    try:
-        out = sys.stdout if arguments.output == "-" else Path(arguments.output).open("w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(
-            f"{arguments.output!r} can not be written: {error.strerror}", hint="give a path in a folder that exists"
-        ) from None
-    try:
-        model = _load(arguments)
-        rows = score_lines(
-            model,
-            lines,
-            scorer=HybridGrad(),
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_new_tokens,
-        )
-        with _progress("scoring", len(lines)) as done:
-            for at, row in enumerate(rows, start=1):
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                out.flush()
-                counts[row["status"]] += 1
-                done(at)
-    finally:
-        if out is not sys.stdout:
-            out.close()
+    lines = read_lines(raw.splitlines(keepends=True))
+    output = Path(arguments.output)
+    # A pipe or a device has no beside, and must not be replaced by a file.
+    streamed = arguments.output == "-" or (output.exists() and not output.is_file())
+    counts = _score_stream(arguments, lines) if streamed else _score_file(arguments, raw, lines)
     if arguments.json and arguments.output != "-":
         _print_json(counts)
     else:
         _say(", ".join(f"{count} {status}" for status, count in counts.items()))
     return _FAILURE if counts["error"] else _OK
+
+
+def _score_stream(arguments: argparse.Namespace, lines: Sequence[Line]) -> dict[str, int]:
+    from hallucination_guard.resume import encoded, write_all
+    from hallucination_guard.scoring import HybridGrad
+
+    counts = {"scored": 0, "unscorable": 0, "error": 0}
+    if arguments.output == "-":
+        out = FileIO(sys.stdout.fileno(), "wb", closefd=False)
+    else:
+        try:
+            out = FileIO(arguments.output, "wb")
+        except OSError as error:
+            raise _unwritable(arguments.output, str(error.strerror)) from None
+    with out:
+        rows = _rows(arguments, _load(arguments), lines, scorer=HybridGrad(), by_length=False)
+        with _progress("scoring", len(lines)) as done:
+            for batch in rows:
+                write_all(out, b"".join(encoded(row) for _, row in batch))
+                for _, row in batch:
+                    counts[row["status"]] += 1
+                done(sum(counts.values()))
+    return counts
+
+
+def _score_file(arguments: argparse.Namespace, raw: bytes, lines: Sequence[Line]) -> dict[str, int]:
+    from hallucination_guard.resume import Partial
+    from hallucination_guard.scoring import HybridGrad
+
+    output = Path(arguments.output)
+    folder = output.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):  # said before a model is loaded
+        raise _unwritable(arguments.output, "no such folder" if not folder.is_dir() else "the folder is read-only")
+    model, scorer = _load(arguments), HybridGrad()
+    binding = {
+        "input": hashlib.sha256(raw).hexdigest(),
+        "model": [model.identity.fingerprint, model.identity.template],
+        "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
+        # Not the size of batches: who ran out of memory goes on with smaller ones.
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+    try:
+        with Partial(output, binding) as partial:
+            done_before = len(partial.statuses)
+            if done_before:
+                _say(f"continuing: {done_before} of {len(lines)} rows are in {partial.path}")
+            rest = [line for line in lines if line.number not in partial.statuses]
+            with _progress("scoring", len(lines)) as done:
+                done(done_before)
+                for batch in _rows(arguments, model, rest, scorer=scorer, by_length=True):
+                    partial.add(batch)
+                    done(len(partial.statuses))
+            partial.finish()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"finished rows are in {output}.partial: the same command continues") from None
+    statuses = list(partial.statuses.values())
+    return {status: statuses.count(status) for status in ("scored", "unscorable", "error")}
+
+
+def _rows(
+    arguments: argparse.Namespace, model: WhiteBoxModel, lines: Sequence[Line], *, scorer: Scorer, by_length: bool
+) -> Iterator[Rows]:
+    from hallucination_guard.rows import score_lines
+
+    return score_lines(
+        model,
+        lines,
+        scorer=scorer,
+        batch_size=arguments.batch_size,
+        batch_tokens=arguments.batch_tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        by_length=by_length,
+    )
+
+
+def _unwritable(output: str, why: str) -> InputError:
+    return InputError(f"{output!r} can not be written: {why}", hint="give a path in a folder that exists")
 
 
 # ----------------------------------------------------------------------------------------------------------------- ask

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
-from hallucination_guard.errors import InputError
 from hallucination_guard.types import Generation, Score, Scorer
 
-__all__ = ["Line", "read_lines", "score_lines"]
+__all__ = ["Line", "Rows", "read_lines", "score_lines"]
 
 _FIELDS = frozenset({"id", "prompt", "messages", "question", "response", "response_token_ids"})
 
@@ -44,7 +43,7 @@ def read_lines(raw: Sequence[bytes]) -> list[Line]:
 def _line(raw: bytes, number: int) -> Line:
     try:
         row = json.loads(raw)
-    except ValueError as error:  # also bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8; brackets by the thousand
         return Line(number=number, problem=f"not JSON: {error}")
     if not isinstance(row, dict):
         return Line(number=number, problem=f"a {type(row).__name__}, not an object")
@@ -80,44 +79,94 @@ def _problem(row: dict[str, Any]) -> str:
     return ""
 
 
+Rows: TypeAlias = list[tuple[int, dict[str, Any]]]
+"""Finished rows of output, each with the number of its line."""
+
+
 def score_lines(
-    model: Any, lines: Sequence[Line], *, scorer: Scorer, batch_size: int, max_new_tokens: int
-) -> Iterator[dict[str, Any]]:
-    """One row of output for each line, in order.
+    model: Any,
+    lines: Iterable[Line],
+    *,
+    scorer: Scorer,
+    batch_size: int,
+    batch_tokens: int,
+    max_new_tokens: int,
+    by_length: bool = True,
+) -> Iterator[Rows]:
+    """One row of output for each line, in batches as they are finished.
 
     Args:
         model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
         lines: from :func:`read_lines`.
         scorer: measures.
-        batch_size: rows that are generated and scored together.
+        batch_size: the most rows that are generated and scored together.
+        batch_tokens: the most tokens of a batch, padding included: its rows times its longest one, prompt and answer.
+            A longer row is a batch of its own.
         max_new_tokens: of a generated answer.
+        by_length: put rows of like length together, whatever their place in the file, longest first: a batch that
+            does not fit into memory then shows at once. Otherwise rows come in the order of the lines.
     """
-
-    def made(part: Sequence[Line]) -> list[Generation]:
-        return _generations(model, part, max_new_tokens)
-
-    for begin in range(0, len(lines), batch_size):
-        part = lines[begin : begin + batch_size]
-        yield from _part(model, scorer, part, made)
+    sized: Iterable[_Sized] = (_sized(model, line, max_new_tokens) for line in lines)
+    if by_length:
+        sized = sorted(sized, key=lambda each: -each.tokens)
+    for part in _batches(sized, batch_size, batch_tokens):
+        yield from _finished(model, scorer, part, max_new_tokens)
 
 
-def _part(
-    model: Any, scorer: Scorer, part: Sequence[Line], made: Callable[[Sequence[Line]], list[Generation]]
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    line: Line
+    tokens: int
+
+
+def _sized(model: Any, line: Line, max_new_tokens: int) -> _Sized:
+    """The line with the most tokens that it can take up; what can not even be read becomes a line with a problem."""
+    if line.problem:
+        return _Sized(line, 0)
+    try:
+        if line.answer is None:
+            tokens = len(model.prompt(line.messages).token_ids) + max_new_tokens
+            return _Sized(line, tokens if model.context is None else min(tokens, model.context))
+        read = model.read(line.messages, answer=line.answer, question=line.question)
+    except Exception as error:  # whatever it is, it is this row's and ends nothing
+        return _Sized(replace(line, problem=_reason(error)), 0)
+    return _Sized(line, len(read.prompt_token_ids) + len(read.response_token_ids))
+
+
+def _batches(sized: Iterable[_Sized], batch_size: int, batch_tokens: int) -> Iterator[list[Line]]:
+    part: list[Line] = []
+    longest = 0
+    for each in sized:
+        widened = max(longest, each.tokens)
+        if part and (len(part) == batch_size or (len(part) + 1) * widened > batch_tokens):
+            yield part
+            part, widened = [], each.tokens
+        part.append(each.line)
+        longest = widened
+    if part:
+        yield part
+
+
+def _finished(model: Any, scorer: Scorer, part: Sequence[Line], max_new_tokens: int) -> Iterator[Rows]:
     good = [line for line in part if not line.problem]
     try:
-        generations = made(good)
-        rows = iter([_row(*each) for each in zip(good, generations, scorer.batch(model, generations), strict=True)])
+        generations = _generations(model, good, max_new_tokens)
+        scores = scorer.batch(model, generations) if good else []
+        made = {each[0].number: _row(*each) for each in zip(good, generations, scores, strict=True)}
     except Exception as error:
         # Whatever failed, it must name its own row: the rows are tried one by one, and a single row keeps the error.
-        if len(part) > 1:
-            for line in part:
-                yield from _part(model, scorer, [line], made)
+        if len(part) == 1:
+            yield [(part[0].number, _failed(part[0], _reason(error)))]
             return
-        yield _failed(part[0], error.args[0] if isinstance(error, KeyError) else str(error) or type(error).__name__)
+    else:
+        yield [(line.number, made[line.number] if not line.problem else _failed(line, line.problem)) for line in part]
         return
     for line in part:
-        yield _failed(line, line.problem) if line.problem else next(rows)
+        yield from _finished(model, scorer, [line], max_new_tokens)
+
+
+def _reason(error: Exception) -> str:
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
 
 
 def _generations(model: Any, lines: Sequence[Line], max_new_tokens: int) -> list[Generation]:
@@ -131,8 +180,6 @@ def _generations(model: Any, lines: Sequence[Line], max_new_tokens: int) -> list
             written[line.number] = model.read(line.messages, answer=line.answer, question=line.question)
     for question, group in open_lines.items():
         batch = [line.messages for line in group]
-        if any(isinstance(messages, list) and not messages for messages in batch):
-            raise InputError("the messages are an empty list", hint="give at least one message")
         made = model.generate(batch, max_new_tokens=max_new_tokens, question=question)
         written |= {line.number: generation for line, generation in zip(group, made, strict=True)}
     return [written[line.number] for line in lines]
@@ -153,7 +200,7 @@ def _row(line: Line, generation: Generation, score: Score) -> dict[str, Any]:
     }
 
 
-def _failed(line: Line, reason: Any) -> dict[str, Any]:
+def _failed(line: Line, reason: str) -> dict[str, Any]:
     return {
         "id": line.id,
         "line": line.number,

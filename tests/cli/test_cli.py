@@ -266,10 +266,10 @@ def test_a_closed_pipe_is_no_failure(folder: Path, tmp_path: Path) -> None:
 
 
 class Interrupted:
-    """``score`` of a thousand lines, sent a signal after its first rows."""
+    """``score`` of 400 lines, sent a signal after its first rows."""
 
     def __init__(self, folder: Path, cwd: Path, sent: signal.Signals) -> None:
-        lines = [{"id": at, "prompt": "Who?", "response": "it is me" + " again" * (at % 7)} for at in range(1000)]
+        lines = [{"id": at, "prompt": "Who?", "response": "it is me" + " again" * (at % 7)} for at in range(400)]
         (cwd / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.out = cwd / "out.jsonl"
         self.partial = cwd / "out.jsonl.partial"
@@ -302,12 +302,12 @@ def test_after_an_interruption_the_same_command_finishes_and_scores_no_row_twice
     run = Interrupted(folder, tmp_path, sent)
     assert not run.out.exists()
     kept = run.kept()
-    assert 0 < len(kept) < 1000
+    assert 0 < len(kept) < 400
     again = run.again()
     assert again.returncode == 0, again.stderr
-    assert f"{len(kept)} of 1000 rows" in again.stderr
+    assert f"{len(kept)} of 400 rows" in again.stderr
     out = rows(run.out)
-    assert [row["id"] for row in out] == list(range(1000))
+    assert [row["id"] for row in out] == list(range(400))
     # The wall time that a row took is never the same twice.
     assert all(out[number - 1] == row for number, row in kept.items())
     assert not list(tmp_path.glob("out.jsonl?*"))
@@ -335,9 +335,14 @@ def test_a_full_disk_is_one_line_and_the_finished_rows_stay(folder: Path, tmp_pa
     line = json.dumps({"prompt": "Who?", "response": "it is me"}) + "\n"
     (tmp_path / "in.jsonl").write_text(line * 40)
     score = command("score", "--model", folder, "--input", "in.jsonl", "--output", "out.jsonl", "--batch-size", "4")
-    limited = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); os.execv({score[0]!r}, {score!r})"
+    small = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
     run = subprocess.run(
-        [sys.executable, "-c", limited], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{small} os.execv(sys.executable, {score!r})"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
     assert "out.jsonl.partial" in run.stderr

@@ -12,9 +12,21 @@ if TYPE_CHECKING:
     from hallucination_guard.audit import AuditLog
     from hallucination_guard.calibration import Calibration
     from hallucination_guard.errors import GuardError
+    from hallucination_guard.explain import Explanation
     from hallucination_guard.guard import Guard
     from hallucination_guard.model import WhiteBoxModel
-    from hallucination_guard.scoring import ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
+    from hallucination_guard.scoring import (
+        Cascade,
+        ExGrad,
+        HybridGrad,
+        Isotropic,
+        Likelihood,
+        ParaGrad,
+        SemGrad,
+        Span,
+        fit_cascade,
+        semgrad_by_span,
+    )
     from hallucination_guard.types import Decision, Generation, Message, Outcome, Score, Verdict
 
 __version__ = "0.1.0"
@@ -22,8 +34,10 @@ __version__ = "0.1.0"
 _HOME = {
     "AuditLog": "hallucination_guard.audit",
     "Calibration": "hallucination_guard.calibration",
+    "Cascade": "hallucination_guard.scoring",
     "Decision": "hallucination_guard.types",
     "ExGrad": "hallucination_guard.scoring",
+    "Explanation": "hallucination_guard.explain",
     "Generation": "hallucination_guard.types",
     "Guard": "hallucination_guard.guard",
     "GuardError": "hallucination_guard.errors",
@@ -35,15 +49,20 @@ _HOME = {
     "ParaGrad": "hallucination_guard.scoring",
     "Score": "hallucination_guard.types",
     "SemGrad": "hallucination_guard.scoring",
+    "Span": "hallucination_guard.scoring",
     "Verdict": "hallucination_guard.types",
     "WhiteBoxModel": "hallucination_guard.model",
+    "fit_cascade": "hallucination_guard.scoring",
+    "semgrad_by_span": "hallucination_guard.scoring",
 }
 
 __all__ = [
     "AuditLog",
     "Calibration",
+    "Cascade",
     "Decision",
     "ExGrad",
+    "Explanation",
     "Generation",
     "Guard",
     "GuardError",
@@ -55,9 +74,12 @@ __all__ = [
     "ParaGrad",
     "Score",
     "SemGrad",
+    "Span",
     "Verdict",
     "WhiteBoxModel",
     "__version__",
+    "fit_cascade",
+    "semgrad_by_span",
 ]
 
 

@@ -19,7 +19,7 @@ from hallucination_guard.errors import AnchorError, InputError
 from hallucination_guard.template import Prompt, question_of, rendered
 from hallucination_guard.types import Anchor, Message
 
-__all__ = ["NO_ANCHOR", "locate_anchor"]
+__all__ = ["NO_ANCHOR", "end_of_user_text", "locate_anchor", "offsets_of"]
 
 NO_ANCHOR = AnchorError(
     "this model has no chat template, so nothing says where the question ends",
@@ -39,24 +39,29 @@ def locate_anchor(tokenizer: Any, prompt: Prompt, *, question: str | None = None
         AnchorError: if the question is not in the prompt, or the user's text can not be found in it again.
     """
     if question is not None:
-        limit = _end_of_user_text(tokenizer, prompt) if prompt.templated else len(prompt.text)
-        return _last_token_of(tokenizer, prompt, question, limit, rule="question")
+        return _last_token_of(tokenizer, prompt, question, end_of_user_text(tokenizer, prompt), rule="question")
     if not prompt.templated:
         return None
     first = len(prompt.token_ids) - prompt.header
     if prompt.header and _is_special(tokenizer, prompt.token_ids[first]):
         return _anchor(tokenizer, prompt, first, rule="header")
-    limit = _end_of_user_text(tokenizer, prompt)
+    limit = end_of_user_text(tokenizer, prompt)
     return _last_token_of(tokenizer, prompt, question_of(prompt.messages), limit, rule="last_user_token")
 
 
-def _end_of_user_text(tokenizer: Any, prompt: Prompt) -> int:
+def end_of_user_text(tokenizer: Any, prompt: Prompt) -> int:
     """Where in the prompt's text the last user turn ends.
 
     Looking for the turn's text is not enough: it may also stand in the template, or in an answer that repeats it. So
     the turn is replaced by two others that end differently; what these two prompts end with in common is the template's
     and comes after the turn, whatever the turn says.
+
+    Raises:
+        AnchorError: if what the template writes after the turn depends on it.
+        InputError: if no turn is the user's.
     """
+    if not prompt.templated:
+        return len(prompt.text)
     last = max((at for at, turn in enumerate(prompt.messages) if turn.role == "user"), default=None)
     if last is None:
         raise InputError("no message has the role 'user'", hint="the last user message is what the answer is to")
@@ -94,6 +99,18 @@ def _last_token_of(tokenizer: Any, prompt: Prompt, part: str, limit: int, *, rul
         raise AnchorError(
             f"{part[:60]!r} does not occur in the prompt", hint="name a part of the prompt as it is written there"
         )
+    covering = [at for at, (start, stop) in enumerate(offsets_of(tokenizer, prompt)) if start < end <= stop]
+    if not covering:
+        raise AnchorError(f"no token covers the end of {part[:60]!r}", hint="end the question with a visible character")
+    return _anchor(tokenizer, prompt, covering[-1], rule=rule)
+
+
+def offsets_of(tokenizer: Any, prompt: Prompt) -> list[tuple[int, int]]:
+    """Which characters of the prompt's text each of its tokens stands for.
+
+    Raises:
+        AnchorError: if the tokenizer can not tell.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise AnchorError(
             f"the tokenizer {type(tokenizer).__name__!r} can not tell which token a character belongs to",
@@ -105,7 +122,4 @@ def _last_token_of(tokenizer: Any, prompt: Prompt, part: str, limit: int, *, rul
             "the rendered prompt tokenizes differently the second time, so no token can be named",
             hint="report the tokenizer; or name the question yourself on a tokenizer without such a template",
         )
-    covering = [at for at, (start, stop) in enumerate(encoded["offset_mapping"]) if start < end <= stop]
-    if not covering:
-        raise AnchorError(f"no token covers the end of {part[:60]!r}", hint="end the question with a visible character")
-    return _anchor(tokenizer, prompt, covering[-1], rule=rule)
+    return [(start, stop) for start, stop in encoded["offset_mapping"]]

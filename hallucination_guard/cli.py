@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hallucination_guard import demo
     from hallucination_guard.model import WhiteBoxModel
     from hallucination_guard.rows import Line, Rows
-    from hallucination_guard.types import Scorer
+    from hallucination_guard.types import Outcome, Scorer
 
 __all__ = ["main"]
 
@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--max-new-tokens", type=_positive, default=64)
     ask.add_argument("--system", help="a system message")
     ask.add_argument("--anchor-question", help="model without a chat template: the part of the text that asks")
+    ask.add_argument(
+        "--explain", type=Path, metavar="FILE.html", help="a page with what is shaky in the answer that was judged"
+    )
     ask.set_defaults(run=_ask)
 
     score = commands.add_parser(
@@ -247,9 +250,7 @@ def _score_file(arguments: argparse.Namespace, raw: bytes, lines: Sequence[Line]
     from hallucination_guard.scoring import HybridGrad
 
     output = Path(arguments.output)
-    folder = output.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):  # said before a model is loaded
-        raise _unwritable(arguments.output, "no such folder" if not folder.is_dir() else "the folder is read-only")
+    _check_folder(output)
     model, scorer = _load(arguments), HybridGrad()
     binding = {
         "input": hashlib.sha256(raw).hexdigest(),
@@ -292,6 +293,13 @@ def _rows(
     )
 
 
+def _check_folder(output: Path) -> None:
+    """Said before a model is loaded."""
+    folder = output.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise _unwritable(str(output), "no such folder" if not folder.is_dir() else "the folder is read-only")
+
+
 def _unwritable(output: str, why: str) -> InputError:
     return InputError(f"{output!r} can not be written: {why}", hint="give a path in a folder that exists")
 
@@ -307,6 +315,8 @@ def _ask(arguments: argparse.Namespace) -> int:
     from hallucination_guard.types import Message
     from hallucination_guard_policies import load_policy
 
+    if arguments.explain is not None:
+        _check_folder(arguments.explain)
     retriever = None if arguments.documents is None else BM25Retriever.from_path(arguments.documents)
     model = _load(arguments)
     calibration = None if arguments.calibration is None else Calibration.load(arguments.calibration)
@@ -326,6 +336,28 @@ def _ask(arguments: argparse.Namespace) -> int:
         generation["question"] = arguments.anchor_question
     with AuditLog(arguments.audit) as log:
         outcome = Guard(model, policy=policy, calibration=calibration, audit=log, generation=generation)(messages)
+    _print_outcome(arguments, outcome)
+    if arguments.explain is not None:
+        _explain(arguments.explain, model, outcome)
+    return _OK
+
+
+def _explain(path: Path, model: WhiteBoxModel, outcome: Outcome) -> None:
+    """Write the page of the answer that was judged last, also where it was not let through."""
+    from hallucination_guard.explain import explain
+
+    score = outcome.verdict.score
+    if score.status != "scored":
+        _say(f"nothing to explain: {score.reason}")
+        return
+    said = "" if outcome.accepted else " This answer was not let through."
+    note = f"{outcome.decision.action} by {outcome.decision.rule}: {outcome.decision.reason}.{said}"
+    page = explain(model, outcome.generation).to_html(note=note)
+    path.write_text(page, encoding="utf-8")
+    _say(f"explained in {path}")
+
+
+def _print_outcome(arguments: argparse.Namespace, outcome: Outcome) -> None:
     if arguments.json:
         _print_json(
             {
@@ -343,14 +375,13 @@ def _ask(arguments: argparse.Namespace) -> int:
                 "audit": str(arguments.audit),
             }
         )
-        return _OK
+        return
     _print(outcome.text if outcome.text is not None else f"[{outcome.decision.action}: no answer was let through]")
     confidence = "" if outcome.confidence is None else f"confidence {outcome.confidence:.2f}, "
     _say(
         f"{outcome.decision.action} by {outcome.decision.rule}: {outcome.decision.reason}; {confidence}"
         f"{outcome.attempts} attempt(s), record {outcome.audit_ids[-1][:12]} in {arguments.audit}"
     )
-    return _OK
 
 
 # -------------------------------------------------------------------------------------------------------------- doctor

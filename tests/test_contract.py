@@ -12,7 +12,7 @@ import pytest
 
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.audit.log import Content
-from hallucination_guard.scoring import ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
+from hallucination_guard.scoring import Cascade, ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
 from hallucination_guard.testing import MemorySink, ScriptedScorer
 from hallucination_guard_policies import (
     AbstainBelow,
@@ -46,6 +46,9 @@ SCORERS = {
     "isotropic": Isotropic(),
     "isotropic-all": Isotropic(parameters="all"),
     "likelihood": Likelihood(),
+    "cascade-never": Cascade(band=(0.1, 0.1)),
+    "cascade-always": Cascade(band=(0.0, float("inf"))),
+    "cascade": Cascade(cheap="sequence_nll", band=(20.0, 35.0)),  # of the answers in the contract: some in, some out
 }
 
 

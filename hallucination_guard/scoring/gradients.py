@@ -11,7 +11,7 @@ second is where the backward through the deep half begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,23 @@ from torch import Tensor
 
 from hallucination_guard.errors import ConfigurationError, ScoringError
 from hallucination_guard.head import Head
-from hallucination_guard.replay import Trace, replay
+from hallucination_guard.replay import Replay, Trace, replay
 from hallucination_guard.types import Anchor, Generation
 from hallucination_guard.view import undisturbed
 
-__all__ = ["GradientSettings", "Measured", "Reading", "answer_states", "measure", "read_head"]
+__all__ = [
+    "GradientSettings",
+    "Likelihoods",
+    "Measured",
+    "Reading",
+    "Walk",
+    "answer_states",
+    "check_felt",
+    "measure",
+    "measure_where",
+    "read_head",
+    "walk_head",
+]
 
 _BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
 
@@ -70,14 +82,20 @@ class GradientSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What one pass gives for one example; ``entropies`` and ``logprobs`` have length T."""
+class Likelihoods:
+    """What the forward half of a pass gives for one example; both have length T."""
+
+    entropies: tuple[float, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured(Likelihoods):
+    """What a whole pass gives for one example."""
 
     semgrad: float
     paragrad: float
     exgrad: float
-    entropies: tuple[float, ...]
-    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,40 +134,104 @@ def measure(model: Any, generations: Sequence[Generation], settings: GradientSet
         generations: each with an anchor and at least one answer token.
         settings: see :class:`GradientSettings`.
     """
+    found = measure_where(model, generations, settings, lambda _: True)
+    return [each for each in found if isinstance(each, Measured)]  # which is all
+
+
+def measure_where(
+    model: Any,
+    generations: Sequence[Generation],
+    settings: GradientSettings,
+    wanted: Callable[[Likelihoods], bool],
+) -> list[Likelihoods]:
+    """Score a batch as :func:`measure` does, and stop after the forward where the gradient is not wanted.
+
+    Args:
+        model: as for :func:`measure`.
+        generations: as for :func:`measure`.
+        settings: as for :func:`measure`.
+        wanted: whether the gradient of an example is, judging by its likelihoods.
+
+    Returns:
+        One an example, in order: :class:`Measured` where it was wanted.
+    """
     layers = settings.deep(model.layout.depth)
     traces = [model.trace(generation, layers) for generation in generations]
     with undisturbed(model.model, grad=True):
-        return _measure(model, generations, traces, settings, layers)
+        run = replay(model.model, model.layout, traces, layers)
+        head = model.head
+        found: list[Likelihoods] = []
+        walks: dict[int, Walk] = {}
+        for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
+            answer = generation.response_token_ids
+            states = run.final[row, _predicting(trace, answer)].detach().to(head.dtype)
+            reading = read_head(head, states, answer)
+            found.append(_likelihoods(reading))
+            if wanted(found[-1]):
+                walks[row] = walk_head(head, states, answer, weighting=settings.weighting, reading=reading)
+        if not walks:
+            return found
+        chosen = list(walks)
+        if 2 * len(chosen) < len(traces):
+            # A backward through this graph pays for every example. Both ways through a few cost less.
+            del run
+            traces, generations = ([each[row] for row in chosen] for each in (traces, generations))
+            run = replay(model.model, model.layout, traces, layers)
+            walks = dict(enumerate(walks.values()))
+        norms = _norms(model, generations, traces, run, walks, layers)
+    width = len(layers) * run.final.shape[-1]
+    for row, at in zip(chosen, walks, strict=True):
+        length = len(generations[at].response_token_ids)
+        found[row] = _measured(found[row], walks[at], float(norms[at]) / width, length, settings)
+    return found
 
 
-def _measure(
-    model: Any, generations: Sequence[Generation], traces: Sequence[Trace], settings: GradientSettings, layers: range
-) -> list[Measured]:
-    run = replay(model.model, model.layout, traces, layers)
-    head = model.head
-    walks = []
+def _predicting(trace: Trace, answer: Sequence[int]) -> slice:
+    """The positions whose logits predict ŷ_1 … ŷ_T, in the states from t* on."""
+    stop = trace.states.shape[0]
+    return slice(stop - len(answer), stop)
+
+
+def _norms(
+    model: Any,
+    generations: Sequence[Generation],
+    traces: Sequence[Trace],
+    run: Replay,
+    walks: Mapping[int, Walk],
+    layers: range,
+) -> Tensor:
+    """The backward: for each example of ``run`` Σ_l ‖∂ℓ/∂h_{l,t*}‖₁, nil for those without a walk."""
     upstream = torch.zeros_like(run.final)
-    for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
-        answer = generation.response_token_ids
-        stop = trace.states.shape[0]
-        rows = slice(stop - len(answer), stop)  # the positions whose logits predict ŷ_1 … ŷ_T
-        walk = walk_head(head, run.final[row, rows].detach(), answer, weighting=settings.weighting)
+    for row, walk in walks.items():
+        rows = _predicting(traces[row], generations[row].response_token_ids)
         upstream[row, rows] = walk.by_states.to(upstream)
-        walks.append(walk)
     gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
     by_layer = torch.stack([gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients])
+    check_felt(model, generations, layers, by_layer, upstream)
+    return by_layer.sum(dim=0)
+
+
+def check_felt(
+    model: Any, generations: Sequence[Generation], layers: range, by_layer: Tensor, upstream: Tensor
+) -> None:
+    """See that a gradient came back wherever one must.
+
+    Args:
+        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        generations: B examples.
+        layers: the l that were asked for.
+        by_layer: ‖∂ℓ/∂h_{l,t*}‖₁ (layers × B), on the CPU.
+        upstream: ∂ℓ/∂H (B × S × d).
+
+    Raises:
+        ScoringError: if the answer is uncertain and nothing comes back at t*.
+    """
     doubtful = upstream.abs().sum(dim=(1, 2)).cpu() > 0
     steps = torch.tensor([-_anchor(generation).index - 1 for generation in generations])  # from t* to the first token
     felt = torch.tensor([model.layout.reach(model.model, level) for level in layers])[:, None] >= steps
     if ((by_layer == 0) & felt & doubtful).any():
-        # The answer is uncertain and nothing comes back at t*: somewhere a backward is missing. 0 would say "certain".
+        # Somewhere a backward is missing. 0 would say "certain".
         raise ScoringError("the gradient is nil although the answer is not certain", hint="load the model again")
-    norms = by_layer.sum(dim=0)
-    width = len(gradients) * run.final.shape[-1]
-    return [
-        _measured(walk, float(norm) / width, len(generation.response_token_ids), settings)
-        for walk, norm, generation in zip(walks, norms, generations, strict=True)
-    ]
 
 
 def _anchor(generation: Generation) -> Anchor:
@@ -157,14 +239,20 @@ def _anchor(generation: Generation) -> Anchor:
     return generation.anchor
 
 
-def _measured(walk: Walk, semgrad: float, length: int, settings: GradientSettings) -> Measured:
+def _likelihoods(reading: Reading) -> Likelihoods:
+    return Likelihoods(entropies=tuple(reading.entropies.tolist()), logprobs=tuple(reading.logprobs.tolist()))
+
+
+def _measured(
+    likelihoods: Likelihoods, walk: Walk, semgrad: float, length: int, settings: GradientSettings
+) -> Measured:
     share = 1.0 if settings.reduction == "sum" else 1.0 / length
     return Measured(
         semgrad=semgrad * share,
         paragrad=walk.paragrad * share,
         exgrad=walk.exgrad * share,
-        entropies=tuple(walk.entropies.tolist()),
-        logprobs=tuple(walk.logprobs.tolist()),
+        entropies=likelihoods.entropies,
+        logprobs=likelihoods.logprobs,
     )
 
 
@@ -197,7 +285,9 @@ def read_head(head: Head, states: Tensor, answer: Sequence[int]) -> Reading:
 
 
 @torch.no_grad()
-def walk_head(head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy") -> Walk:
+def walk_head(
+    head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy", reading: Reading | None = None
+) -> Walk:
     """Everything that the head knows of one example, from its final states (T × d).
 
     Args:
@@ -205,9 +295,10 @@ def walk_head(head: Head, states: Tensor, answer: Sequence[int], *, weighting: s
         states: H, the final states that predict the answer.
         answer: ŷ, length T.
         weighting: whether ``by_states`` is of ℓ(ω) (``entropy``) or of ℓ(1) (``none``).
+        reading: of these states, where it is at hand.
     """
     states = states.to(head.dtype)
-    reading = read_head(head, states, answer)
+    reading = reading or read_head(head, states, answer)
     a, entropies = reading.a, reading.entropies
     width = states.shape[1]
     # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product, and

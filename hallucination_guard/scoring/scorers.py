@@ -24,11 +24,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from hallucination_guard.errors import ScoringError
-from hallucination_guard.scoring.gradients import GradientSettings, Reading, answer_states, measure, read_head
+from hallucination_guard.scoring.gradients import (
+    GradientSettings,
+    Measured,
+    Reading,
+    answer_states,
+    measure,
+    read_head,
+)
 from hallucination_guard.types import Generation, Score, ScorerIdentity
 from hallucination_guard.view import undisturbed
 
-__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad"]
+__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure"]
 
 _VERSION = "1"
 
@@ -66,12 +73,8 @@ class _Scorer:
         """Score several generations at once, each as it would be scored alone (within rounding)."""
         began = time.perf_counter()
         for generation in generations:
-            if generation.model.fingerprint != model.identity.fingerprint:
-                raise ScoringError(
-                    f"the generation is of model {generation.model.name!r}, not of {model.name!r}",
-                    hint="model.read(messages, answer=...) scores another model's text with this one",
-                )
-        reasons = [_nothing_to_measure(generation) for generation in generations]
+            check_own(model, generation)
+        reasons = [nothing_to_measure(generation) for generation in generations]
         full = [each for each, reason in zip(generations, reasons, strict=True) if not reason]
         measured = iter(self._measure(model, full) if full else [])
         seconds = (time.perf_counter() - began) / max(1, len(generations))
@@ -120,23 +123,25 @@ class _Numbers:
             anchored=False,
         )
 
+    @classmethod
+    def of_gradient(cls, measured: Measured) -> _Numbers:
+        """All that one pass gives."""
+        likelihood = _likelihoods(measured.entropies, measured.logprobs)
+        share = math.exp(-likelihood["mean_token_entropy"])
+        scores = {
+            "semgrad": measured.semgrad,
+            "paragrad": measured.paragrad,
+            "exgrad": measured.exgrad,
+            "hybridgrad": (1.0 - share) * measured.semgrad + share * measured.paragrad,
+            **likelihood,
+        }
+        return cls(scores=scores, entropies=measured.entropies, logprobs=measured.logprobs, anchored=True)
+
 
 @dataclass(frozen=True)
 class _Gradient(GradientSettings, _Scorer):
     def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
-        results = []
-        for each in measure(model, generations, self):
-            likelihood = _likelihoods(each.entropies, each.logprobs)
-            share = math.exp(-likelihood["mean_token_entropy"])
-            scores = {
-                "semgrad": each.semgrad,
-                "paragrad": each.paragrad,
-                "exgrad": each.exgrad,
-                "hybridgrad": (1.0 - share) * each.semgrad + share * each.paragrad,
-                **likelihood,
-            }
-            results.append(_Numbers(scores=scores, entropies=each.entropies, logprobs=each.logprobs, anchored=True))
-        return results
+        return [_Numbers.of_gradient(each) for each in measure(model, generations, self)]
 
 
 class SemGrad(_Gradient):
@@ -191,7 +196,21 @@ def _likelihoods(entropies: Sequence[float], logprobs: Sequence[float]) -> dict[
     }
 
 
-def _nothing_to_measure(generation: Generation) -> str:
+def check_own(model: Any, generation: Generation) -> None:
+    """See that ``generation`` is of ``model``.
+
+    Raises:
+        ScoringError: if it is another's.
+    """
+    if generation.model.fingerprint != model.identity.fingerprint:
+        raise ScoringError(
+            f"the generation is of model {generation.model.name!r}, not of {model.name!r}",
+            hint="model.read(messages, answer=...) scores another model's text with this one",
+        )
+
+
+def nothing_to_measure(generation: Generation) -> str:
+    """Why this answer can not be scored; empty if it can."""
     if not generation.response_token_ids:
         return "the answer is empty"
     if not generation.text.strip():

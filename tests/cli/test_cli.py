@@ -224,6 +224,34 @@ def test_ask_says_what_was_decided_and_writes_it_down(folder: Path, tmp_path: Pa
     assert said["audit_ids"][0][:12] in call("audit", "tail", cwd=tmp_path).stdout
 
 
+class TestAskExplains:
+    def test_the_answer_in_a_page(self, folder: Path, tmp_path: Path) -> None:
+        run = call("ask", "Who?", "--model", folder, "--explain", "page.html", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert "explained in page.html" in run.stderr
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert page.startswith("<!doctype html>")
+        assert "accept by " in page
+
+    def test_an_answer_that_was_not_let_through_and_says_so(self, folder: Path, tmp_path: Path) -> None:
+        rule = "id: x\nversion: 1\nrules:\n  - abstain: {above: {score: semgrad, limit: 0}}\n"
+        (tmp_path / "p.yaml").write_text(rule, encoding="utf-8")
+        run = call("ask", "Who?", "--model", folder, "--policy", "p.yaml", "--explain", "page.html", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("[abstain:")
+        assert "This answer was not let through." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+    def test_nothing_in_one_line_where_there_is_no_score(self, base_folder: Path, tmp_path: Path) -> None:
+        run = call("ask", "Who?", "--model", base_folder, "--explain", "page.html", cwd=tmp_path)
+        assert [line for line in run.stderr.splitlines() if "nothing to explain: " in line] != []
+        assert not (tmp_path / "page.html").exists()
+
+    def test_where_it_can_not_be_written_nothing_is_asked(self, folder: Path, tmp_path: Path) -> None:
+        run = call("ask", "Who?", "--model", folder, "--explain", "no/page.html", cwd=tmp_path)
+        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+        assert not (tmp_path / "audit.jsonl").exists()
+
+
 def test_verify_finds_an_edited_record(folder: Path, tmp_path: Path) -> None:
     call("ask", "Who?", "--model", folder, "--policy", "observe", cwd=tmp_path)
     log = tmp_path / "audit.jsonl"

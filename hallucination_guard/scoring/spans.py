@@ -1,0 +1,150 @@
+"""SemGrad by span: which sentence of an answer hangs on the exact state at the question's meaning.
+
+ℓ(w) = −Σ_t w_t log p_t[ŷ_t] is a sum over tokens, so it is a sum over the spans of any partition, and so is its
+gradient g = ∂ℓ/∂h_{l,t*} = Σ_s g_s, with g_s that of the terms of span s. With the mean taken over the deep layers l
+and the d dimensions, as in SemGrad = mean |g|:
+
+- share(s) = mean sign(g)·g_s, and Σ_s share(s) = mean |g| = SemGrad exactly, since sign(g)·g = |g|. A share is negative
+  where a span pulls the other way than the answer as a whole does;
+- semgrad(s) = mean |g_s|, what the span would score if only its terms counted (the later spans still read the earlier
+  ones). |share(s)| ≤ semgrad(s), and by the triangle inequality SemGrad ≤ Σ_s semgrad(s).
+
+Where the spans given leave tokens out, the shares are parts of the whole all the same; the rest belongs to no span.
+All spans come from one replay and one backward with a row for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.errors import InputError, ScoringError
+from hallucination_guard.replay import Replay, Trace, replay
+from hallucination_guard.scoring.gradients import GradientSettings, check_felt, walk_head
+from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
+from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
+from hallucination_guard.types import Generation
+from hallucination_guard.view import undisturbed
+
+__all__ = ["Span", "semgrad_by_span"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A stretch of an answer and what it weighs; see the module for the formulas.
+
+    Args:
+        text: as the tokens decode.
+        start: its first token, counted from the answer's beginning.
+        stop: the token after its last.
+        semgrad: of this span's terms of the loss alone; ≥ 0.
+        share: its part of the whole answer's SemGrad; the shares of a partition add up to it. May be negative.
+    """
+
+    text: str
+    start: int
+    stop: int
+    semgrad: float
+    share: float
+
+
+def semgrad_by_span(
+    model: Any,
+    generation: Generation,
+    spans: Sequence[tuple[int, int]] | None = None,
+    settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
+) -> tuple[Span, ...]:
+    """SemGrad of each span of an answer.
+
+    Args:
+        model: the :class:`~hallucination_guard.model.WhiteBoxModel` that the generation belongs to.
+        generation: from ``model.generate`` or ``model.read``, with an anchor.
+        spans: (start, stop) in tokens of the answer; they may overlap and leave tokens out. By default its sentences.
+        settings: as for the scorers.
+
+    Raises:
+        AnchorError: if the generation has no anchor.
+        InputError: if a span is empty or not inside the answer.
+        ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's.
+    """
+    check_own(model, generation)
+    reason = nothing_to_measure(generation)
+    if reason:
+        raise ScoringError(reason, hint="an answer without visible text has no spans")
+    texts = token_texts(model.tokenizer, generation.response_token_ids)
+    ranges = sentence_ranges(texts) if spans is None else _checked(spans, len(texts))
+    layers = settings.deep(model.layout.depth)
+    trace = model.trace(generation, layers)
+    with undisturbed(model.model, grad=True):
+        alone, shares = _measure(model, generation, trace, ranges, settings, layers)
+    return tuple(
+        Span(text="".join(texts[start:stop]), start=start, stop=stop, semgrad=own, share=part)
+        for (start, stop), own, part in zip(ranges, alone, shares, strict=True)
+    )
+
+
+def _checked(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, int], ...]:
+    for each in spans:
+        if len(each) != 2 or not 0 <= each[0] < each[1] <= length:
+            raise InputError(
+                f"the span {each!r} is not in an answer of {length} tokens",
+                hint="give (start, stop) with 0 <= start < stop <= the number of tokens",
+            )
+    if not spans:
+        raise InputError("no spans were given", hint="leave them out for the sentences of the answer")
+    return tuple((start, stop) for start, stop in spans)
+
+
+def _measure(
+    model: Any,
+    generation: Generation,
+    trace: Trace,
+    ranges: Sequence[tuple[int, int]],
+    settings: GradientSettings,
+    layers: range,
+) -> tuple[list[float], list[float]]:
+    answer = generation.response_token_ids
+    length = len(answer)
+    run = replay(model.model, model.layout, [trace], layers)
+    walk = walk_head(model.head, run.final[0, -length:].detach(), answer, weighting=settings.weighting)
+    chosen = torch.zeros(len(ranges), length, dtype=walk.by_states.dtype, device=walk.by_states.device)
+    for row, (start, stop) in enumerate(ranges):
+        chosen[row, start:stop] = 1
+    rest = 1 - chosen.sum(dim=0, keepdim=True)  # what is in no span, less what is in several: then g is the rows' sum
+    if rest.any():
+        chosen = torch.cat([chosen, rest])
+    upstream = torch.zeros(len(chosen), *run.final.shape, dtype=run.final.dtype, device=run.final.device)
+    upstream[:, 0, -length:] = (chosen[:, :, None] * walk.by_states).to(upstream)
+    # The layers may be on several devices. (rows × layers × d)
+    by_row = torch.stack([each[:, 0].to(torch.float64).cpu() for each in _backward(run, upstream)], dim=1)
+    whole = by_row.sum(dim=0)
+    check_felt(model, [generation], layers, whole.abs().sum(dim=-1)[:, None], upstream.sum(dim=0))
+    scale = 1.0 if settings.reduction == "sum" else 1.0 / length
+    own = by_row[: len(ranges)]
+    alone = (own.abs().mean(dim=(1, 2)) * scale).tolist()
+    shares = ((whole.sign() * own).mean(dim=(1, 2)) * scale).tolist()
+    for name, value in (*(("semgrad", each) for each in alone), *(("share", each) for each in shares)):
+        if not math.isfinite(value):
+            raise ScoringError(
+                f"the {name} of a span is {value!r}",
+                hint="in float16 gradients overflow or vanish: use bfloat16 or float32",
+            )
+    return alone, shares
+
+
+def _backward(run: Replay, upstream: Tensor) -> tuple[Tensor, ...]:
+    """∂/∂leaf for every row of ``upstream`` (rows × 1 × S × d): a tensor (rows × 1 × d) a leaf."""
+    try:
+        return torch.autograd.grad(
+            run.final, run.leaves, grad_outputs=upstream, is_grads_batched=True, retain_graph=True
+        )
+    except RuntimeError:
+        # vmap says so (NotImplementedError is one too) for an operation whose backward it can not batch, and so does a
+        # device without memory for all rows at once. Anything else is raised again below.
+        rows = [torch.autograd.grad(run.final, run.leaves, grad_outputs=row, retain_graph=True) for row in upstream]
+        return tuple(torch.stack(each) for each in zip(*rows, strict=True))

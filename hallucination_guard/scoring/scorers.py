@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -41,7 +42,7 @@ _VERSION = "1"
 
 
 @dataclass(frozen=True)
-class _Scorer:
+class _Scorer(ABC):
     """What all scorers share: empty answers are unscorable, and a number that is not finite is an error."""
 
     primary: ClassVar[str]
@@ -85,8 +86,9 @@ class _Scorer:
             for generation, reason in zip(generations, reasons, strict=True)
         ]
 
+    @abstractmethod
     def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
-        raise NotImplementedError  # pragma: no cover - both kinds below have their own
+        """The numbers of generations that have something to measure."""
 
     def _score(self, numbers: _Numbers, generation: Generation, seconds: float) -> Score:
         for name, value in numbers.scores.items():

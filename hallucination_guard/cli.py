@@ -16,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hallucination_guard.commands.console import load, positive, progress, say, show, show_json
 from hallucination_guard.errors import AuditError, ConfigurationError, GuardError, InputError
 
 if TYPE_CHECKING:
@@ -40,17 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except GuardError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return _USAGE if isinstance(error, InputError | ConfigurationError) or _names_a_thing(error) else _FAILURE
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _OK
     except KeyboardInterrupt as error:
-        _say(f"interrupted; {error}" if error.args else "interrupted")
+        say(f"interrupted; {error}" if error.args else "interrupted")
         return _FAILURE
     except OSError as error:
-        _say(f"error: {error.filename or 'output'}: {error.strerror or error} (free space, or choose another path)")
+        say(f"error: {error.filename or 'output'}: {error.strerror or error} (free space, or choose another path)")
         return _FAILURE
 
 
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--calibration", type=Path, help="a calibration file; the demo model has one")
     ask.add_argument("--documents", type=Path, help="for retrieval: a folder of texts, or JSON lines of id and text")
     ask.add_argument("--audit", type=Path, default=Path(_AUDIT), help="the log (default: %(default)s)")
-    ask.add_argument("--max-new-tokens", type=_positive, default=64)
+    ask.add_argument("--max-new-tokens", type=positive, default=64)
     ask.add_argument("--system", help="a system message")
     ask.add_argument("--anchor-question", help="model without a chat template: the part of the text that asks")
     ask.add_argument(
@@ -110,16 +111,16 @@ def _parser() -> argparse.ArgumentParser:
         help="JSON lines; - for standard output: rows come at once and in order, and an interrupted run starts anew "
         "(so does one that writes to a pipe or a device)",
     )
-    score.add_argument("--batch-size", type=_positive, default=8, help="rows at once, at most (default: %(default)s)")
+    score.add_argument("--batch-size", type=positive, default=8, help="rows at once, at most (default: %(default)s)")
     score.add_argument(
         "--batch-tokens",
-        type=_positive,
+        type=positive,
         default=8192,
         metavar="N",
         help="tokens at once, at most: rows times the longest, prompt and answer; a longer row goes alone; less "
         "takes less memory (default: %(default)s)",
     )
-    score.add_argument("--max-new-tokens", type=_positive, default=64)
+    score.add_argument("--max-new-tokens", type=positive, default=64)
     score.set_defaults(run=_score)
 
     doctor = commands.add_parser("doctor", parents=[common, model], help="can this model be guarded here?")
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument("--log", type=Path, default=Path(_AUDIT), help="the log (default: %(default)s)")
     tail = audit.add_parser("tail", parents=[common, log], help="the last records")
-    tail.add_argument("-n", type=_positive, default=10)
+    tail.add_argument("-n", type=positive, default=10)
     tail.set_defaults(run=_audit_tail)
     show = audit.add_parser("show", parents=[common, log], help="one record, whole")
     show.add_argument("id", help="or its beginning")
@@ -142,60 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def _quiet() -> None:
     """Progress bars of transformers on a terminal only; a program's own pipe stays clean."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
-
-
-def _say(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr)  # noqa: T201
-
-
-def _print(text: str = "") -> None:
-    print(text)  # noqa: T201
-
-
-def _print_json(value: Any) -> None:
-    _print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing in a pipe; gives the function that says how far it is."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _load(arguments: argparse.Namespace) -> WhiteBoxModel:
-    from transformers.utils import logging as transformers_logging
-
-    from hallucination_guard.model import WhiteBoxModel
-
-    transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    name = getattr(arguments, "model", "demo")
-    if name == "demo":
-        return WhiteBoxModel.demo()
-    settings = {"device_map": arguments.device_map, "dtype": arguments.dtype}
-    if name.endswith(".gguf"):
-        return WhiteBoxModel.from_gguf(name, **settings)
-    return WhiteBoxModel.from_pretrained(name, **settings)
 
 
 # --------------------------------------------------------------------------------------------------------------- score
@@ -216,9 +169,9 @@ def _score(arguments: argparse.Namespace) -> int:
     streamed = arguments.output == "-" or (output.exists() and not output.is_file())
     counts = _score_stream(arguments, lines) if streamed else _score_file(arguments, raw, lines)
     if arguments.json and arguments.output != "-":
-        _print_json(counts)
+        show_json(counts)
     else:
-        _say(", ".join(f"{count} {status}" for status, count in counts.items()))
+        say(", ".join(f"{count} {status}" for status, count in counts.items()))
     return _FAILURE if counts["error"] else _OK
 
 
@@ -235,8 +188,8 @@ def _score_stream(arguments: argparse.Namespace, lines: Sequence[Line]) -> dict[
         except OSError as error:
             raise _unwritable(arguments.output, str(error.strerror)) from None
     with out:
-        rows = _rows(arguments, _load(arguments), lines, scorer=HybridGrad(), by_length=False)
-        with _progress("scoring", len(lines)) as done:
+        rows = _rows(arguments, load(arguments), lines, scorer=HybridGrad(), by_length=False)
+        with progress("scoring", len(lines)) as done:
             for batch in rows:
                 write_all(out, b"".join(encoded(row) for _, row in batch))
                 for _, row in batch:
@@ -251,7 +204,7 @@ def _score_file(arguments: argparse.Namespace, raw: bytes, lines: Sequence[Line]
 
     output = Path(arguments.output)
     _check_folder(output)
-    model, scorer = _load(arguments), HybridGrad()
+    model, scorer = load(arguments), HybridGrad()
     binding = {
         "input": hashlib.sha256(raw).hexdigest(),
         "model": [model.identity.fingerprint, model.identity.template],
@@ -263,9 +216,9 @@ def _score_file(arguments: argparse.Namespace, raw: bytes, lines: Sequence[Line]
         with Partial(output, binding) as partial:
             done_before = len(partial.statuses)
             if done_before:
-                _say(f"continuing: {done_before} of {len(lines)} rows are in {partial.path}")
+                say(f"continuing: {done_before} of {len(lines)} rows are in {partial.path}")
             rest = [line for line in lines if line.number not in partial.statuses]
-            with _progress("scoring", len(lines)) as done:
+            with progress("scoring", len(lines)) as done:
                 done(done_before)
                 for batch in _rows(arguments, model, rest, scorer=scorer, by_length=True):
                     partial.add(batch)
@@ -318,7 +271,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     if arguments.explain is not None:
         _check_folder(arguments.explain)
     retriever = None if arguments.documents is None else BM25Retriever.from_path(arguments.documents)
-    model = _load(arguments)
+    model = load(arguments)
     calibration = None if arguments.calibration is None else Calibration.load(arguments.calibration)
     if calibration is None and arguments.model == "demo":
         from hallucination_guard.demo import calibrated
@@ -348,18 +301,18 @@ def _explain(path: Path, model: WhiteBoxModel, outcome: Outcome) -> None:
 
     score = outcome.verdict.score
     if score.status != "scored":
-        _say(f"nothing to explain: {score.reason}")
+        say(f"nothing to explain: {score.reason}")
         return
     said = "" if outcome.accepted else " This answer was not let through."
     note = f"{outcome.decision.action} by {outcome.decision.rule}: {outcome.decision.reason}.{said}"
     page = explain(model, outcome.generation).to_html(note=note)
     path.write_text(page, encoding="utf-8")
-    _say(f"explained in {path}")
+    say(f"explained in {path}")
 
 
 def _print_outcome(arguments: argparse.Namespace, outcome: Outcome) -> None:
     if arguments.json:
-        _print_json(
+        show_json(
             {
                 "text": outcome.text,
                 "decision": outcome.decision.action,
@@ -376,9 +329,9 @@ def _print_outcome(arguments: argparse.Namespace, outcome: Outcome) -> None:
             }
         )
         return
-    _print(outcome.text if outcome.text is not None else f"[{outcome.decision.action}: no answer was let through]")
+    show(outcome.text if outcome.text is not None else f"[{outcome.decision.action}: no answer was let through]")
     confidence = "" if outcome.confidence is None else f"confidence {outcome.confidence:.2f}, "
-    _say(
+    say(
         f"{outcome.decision.action} by {outcome.decision.rule}: {outcome.decision.reason}; {confidence}"
         f"{outcome.attempts} attempt(s), record {outcome.audit_ids[-1][:12]} in {arguments.audit}"
     )
@@ -392,7 +345,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     from hallucination_guard.anchor import NO_ANCHOR, locate_anchor
 
-    model = _load(arguments)
+    model = load(arguments)
     prompt = model.prompt(arguments.prompt)
     anchor = locate_anchor(model.tokenizer, prompt, question=arguments.anchor_question)
     tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(list(prompt.token_ids))]
@@ -421,24 +374,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
         before, after = tokens[max(0, at - 6) : at], tokens[at + 1 :]
         report["anchor_context"] = f"… {' '.join(before)} [[{tokens[at]}]] {' '.join(after)}"
     if arguments.json:
-        _print_json(report)
+        show_json(report)
     else:
         test = report["self_test"]
         slope = "not taken below float32" if test["slope_error"] is None else f"{test['slope_error']:.1e}"
         low, high = report["deep_layers"]
-        _print(f"model      {report['model']} ({report['architecture']}, {report['layers']} layers)")
-        _print(f"device     {report['device']}, {report['dtype']}, context {report['context']}")
-        _print(f"deep half  h_{low} … h_{high}")
+        show(f"model      {report['model']} ({report['architecture']}, {report['layers']} layers)")
+        show(f"device     {report['device']}, {report['dtype']}, context {report['context']}")
+        show(f"deep half  h_{low} … h_{high}")
         if anchor is None:
-            _print(f"anchor t*  none: {NO_ANCHOR}")
+            show(f"anchor t*  none: {NO_ANCHOR}")
         else:
-            _print(f"anchor t*  {anchor.token!r} at {anchor.index}, by the rule {anchor.rule!r}")
-            _print(f"           {report['anchor_context']}")
-        _print(
+            show(f"anchor t*  {anchor.token!r} at {anchor.index}, by the rule {anchor.rule!r}")
+            show(f"           {report['anchor_context']}")
+        show(
             f"self-test  passed: logits differ by {test['logit_error']:.1e}, "
             f"gradient norm {test['gradient_norm']:.3g}, finite differences differ by {slope}"
         )
-        _print(f"versions   {', '.join(f'{name} {version}' for name, version in report['versions'].items())}")
+        show(f"versions   {', '.join(f'{name} {version}' for name, version in report['versions'].items())}")
     return _OK
 
 
@@ -450,23 +403,23 @@ def _audit_tail(arguments: argparse.Namespace) -> int:
 
     records = tail(arguments.log, arguments.n)
     if arguments.json:
-        _print_json([record.to_json_dict() for record in records])
+        show_json([record.to_json_dict() for record in records])
         return _OK
     line = "{:>5}  {:12}  {:19}  {:8}  {:16}  {:>5}  {}"
-    _print(line.format("seq", "id", "time (UTC)", "decision", "rule", "conf.", "answer"))
+    show(line.format("seq", "id", "time (UTC)", "decision", "rule", "conf.", "answer"))
     for record in records:
         confidence = "" if record.confidence is None else f"{record.confidence:.2f}"
         answer = record.answer if isinstance(record.answer, str) else json.dumps(_plain(record.answer))
         seq = "" if record.seq is None else str(record.seq)
         shown = (seq, record.id[:12], record.time[:19], record.decision, record.rule, confidence, _short(answer))
-        _print(line.format(*shown))
+        show(line.format(*shown))
     return _OK
 
 
 def _audit_show(arguments: argparse.Namespace) -> int:
     from hallucination_guard.audit import find
 
-    _print_json(find(arguments.log, arguments.id).to_json_dict())
+    show_json(find(arguments.log, arguments.id).to_json_dict())
     return _OK
 
 
@@ -482,14 +435,12 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
     found = verify(arguments.log, key)
     problems = [{"line": each.line, "what": each.what, "id": each.id} for each in found.problems]
     if arguments.json:
-        _print_json({"ok": found.ok, "records": found.records, "problems": problems})
+        show_json({"ok": found.ok, "records": found.records, "problems": problems})
     elif found.ok:
-        _print(f"{arguments.log}: {found.records} records, whole and unchanged")
+        show(f"{arguments.log}: {found.records} records, whole and unchanged")
     else:
         for each in problems:
-            _print(
-                f"{arguments.log}:{each['line']}: {each['what']}" + (f" (record {each['id']})" if each["id"] else "")
-            )
+            show(f"{arguments.log}:{each['line']}: {each['what']}" + (f" (record {each['id']})" if each["id"] else ""))
     return _OK if found.ok else _FAILURE
 
 
@@ -512,11 +463,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     from hallucination_guard.calibration import Calibration
     from hallucination_guard.questions import shipped
 
-    model = _load(arguments)
+    model = load(arguments)
     calibration = None if arguments.fit else demo.calibrated(model)
     if calibration is None:
-        _say("fitting the calibration on this machine, on other questions than those of the demo")
-        with _progress("fitting", len(demo.prompts_to_fit())) as done:
+        say("fitting the calibration on this machine, on other questions than those of the demo")
+        with progress("fitting", len(demo.prompts_to_fit())) as done:
             for step in demo.fit(model):
                 if isinstance(step, Calibration):
                     calibration = step
@@ -533,7 +484,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             add(row)
     summary = demo.summarise(rows)
     if arguments.json:
-        _print_json(
+        show_json(
             {
                 **asdict(summary),
                 "calibrated_on": calibration.examples,
@@ -543,19 +494,17 @@ def _demo(arguments: argparse.Namespace) -> int:
             }
         )
         return _OK
-    _print()
-    _print(
-        f"threshold: confidence {arguments.confidence:g}, fitted on {calibration.examples} answers to other questions"
-    )
-    _print(f"{'':34}{'without guard':>14}{'with guard':>12}")
-    _print(f"{'wrong answers let through':34}{summary.wrong_without:>14}{summary.wrong_with:>12}")
-    _print(f"{'right answers let through':34}{summary.right_without:>14}{summary.right_with:>12}")
-    _print(f"{'seconds a question':34}{summary.seconds_without:>14.2f}{summary.seconds_with:>12.2f}")
-    _print(
+    show()
+    show(f"threshold: confidence {arguments.confidence:g}, fitted on {calibration.examples} answers to other questions")
+    show(f"{'':34}{'without guard':>14}{'with guard':>12}")
+    show(f"{'wrong answers let through':34}{summary.wrong_without:>14}{summary.wrong_with:>12}")
+    show(f"{'right answers let through':34}{summary.right_without:>14}{summary.right_with:>12}")
+    show(f"{'seconds a question':34}{summary.seconds_without:>14.2f}{summary.seconds_with:>12.2f}")
+    show(
         f"right answers withheld: {summary.withheld_right}; questions looked up: {summary.retrieved} of "
         f"{summary.questions}; scoring took {summary.score_share:.0%} of the generating time"
     )
-    _print(f"audit log: {arguments.audit}  (hallucination-guard audit tail --log {arguments.audit})")
+    show(f"audit log: {arguments.audit}  (hallucination-guard audit tail --log {arguments.audit})")
     return _OK
 
 
@@ -613,10 +562,10 @@ def _live_table(total: int, *, hidden: bool) -> Iterator[Callable[[demo.Row], No
 
             yield grow
     else:
-        _print(line(names))
+        show(line(names))
 
         def write(row: demo.Row) -> None:
-            _print(line(cells(row)))
+            show(line(cells(row)))
             sys.stdout.flush()
 
         yield write

@@ -18,7 +18,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 from hallucination_guard.errors import InputError
 
-__all__ = ["Draw", "StopAtText", "end_of_answer"]
+__all__ = ["Draw", "KeptLogits", "StopAtText", "end_of_answer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,36 @@ class Draw:
                 chain.append(TopPLogitsWarper(self.top_p))
             chain.append(_GumbelNoise(self.seed, rows, device))
         return chain
+
+
+class KeptLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Keeps the logits of every step as they are, so that scoring need not compute them again.
+
+    Only float32 ones: those of a half-precision head are rounded more than scoring allows, and ``transformers`` rounds
+    those of a float64 head. Beyond ``most`` bytes none are kept: scoring one answer takes about as much.
+
+    Args:
+        dtype: of the model.
+        most: bytes in all.
+    """
+
+    def __init__(self, dtype: torch.dtype, *, most: int = 256 * 2**20) -> None:
+        self._steps: list[Tensor] | None = [] if dtype == torch.float32 else None
+        self._left = most
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``scores`` (B × V), unchanged."""
+        if self._steps is not None:
+            self._left -= scores.nbytes
+            if self._left < 0 or scores.dtype != torch.float32:
+                self._steps = None
+            else:
+                self._steps.append(scores)
+        return scores
+
+    def rows(self, row: int, length: int) -> tuple[Tensor, ...] | None:
+        """Those of one example's first ``length`` steps, V each; None if they were not kept."""
+        return None if self._steps is None else tuple(step[row] for step in self._steps[:length])
 
 
 class _GumbelNoise(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

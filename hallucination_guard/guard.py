@@ -445,6 +445,7 @@ class Guard:
             detail=f"answered by {answered_by}, not scored" if escalated else score.reason,
             scores={} if escalated else dict(score.scores),
             anchor=None if escalated or score.anchor is None else asdict(score.anchor),
+            prefix=None if escalated else score.prefix,
             confidence=None if escalated else draft.verdict.confidence,
             certificate=None if escalated else draft.verdict.certificate,
             policy=self._policy_identity(),

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from hallucination_guard.anchor import NO_ANCHOR, locate_anchor
-from hallucination_guard.decoding import Draw, StopAtText, end_of_answer
+from hallucination_guard.decoding import Draw, KeptLogits, StopAtText, end_of_answer
 from hallucination_guard.errors import InputError, MissingExtra, ModelError
 from hallucination_guard.head import Head
+from hallucination_guard.profile import Profile
 from hallucination_guard.replay import Trace
 from hallucination_guard.template import Prompt, checked_text, is_batch, render, template_hash
 from hallucination_guard.types import Generation, Messages, ModelIdentity
@@ -31,6 +32,7 @@ from hallucination_guard.view import Layout, tapped, undisturbed
 
 __all__ = ["WhiteBoxModel"]
 
+# Layers whose cache is keys and values by position, so that it can be cut at t*.
 _SLICEABLE = frozenset({"full_attention", "sliding_attention"})
 
 
@@ -43,13 +45,24 @@ class WhiteBoxModel:
         tokenizer: its tokenizer.
         name: for logs; the model's own name by default.
         self_test: check on loading that the gradient is there, finite and right. Leave it on.
+        profile: what ``locate`` measured of this model and template, or the file; t* is taken from it, and a
+            calibration fitted without it does not hold.
 
     Raises:
         ModelError: if this is not a model that can be scored.
         SelfTestFailed: if its gradient can not be trusted.
+        AnchorError: if the profile was measured on something else.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None, self_test: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        self_test: bool = True,
+        profile: Profile | str | Path | None = None,
+    ) -> None:
         model = getattr(model, "_orig_mod", model)  # torch.compile
         if hasattr(model, "get_base_model"):  # PEFT: the adapters live inside the base model's layers
             if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
@@ -69,14 +82,15 @@ class WhiteBoxModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-        kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()) - _SLICEABLE
-        if kinds:
-            raise ModelError(
-                f"layers of kind {sorted(kinds)!r} in {self.name!r} keep no keys and values by position",
-                hint="models with full or sliding-window attention can be scored",
-            )
+        kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
+        self._sliceable = kinds <= _SLICEABLE
         self.layout = Layout.of(model)
         self._identified: tuple[Any, ModelIdentity] | None = None
+        self._profile: Profile | None = None
+        if profile is not None:
+            known = profile if isinstance(profile, Profile) else Profile.load(profile)
+            known.check(self.identity)
+            self._profile, self._identified = known, None  # from here on the identity names the profile
         if self_test:
             from hallucination_guard.selftest import self_test as run
 
@@ -93,6 +107,7 @@ class WhiteBoxModel:
         device_map: Any = None,
         dtype: Any = None,
         self_test: bool = True,
+        profile: Profile | str | Path | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load from a hub id or a folder.
@@ -103,6 +118,7 @@ class WhiteBoxModel:
             device_map: as in transformers; by default all on ``cuda`` if there is one, else on the CPU.
             dtype: as in transformers; by default bfloat16 on ``cuda`` and float32 on the CPU.
             self_test: see :class:`WhiteBoxModel`.
+            profile: see :class:`WhiteBoxModel`.
             **kwargs: passed on to ``AutoModelForCausalLM.from_pretrained``.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,10 +132,18 @@ class WhiteBoxModel:
             raise ModelError(
                 f"{path!r} can not be loaded: {_first_line(error)}", hint="give a hub id or a folder with a model"
             ) from error
-        return cls(loaded, tokenizer, name=name or path, self_test=self_test)
+        return cls(loaded, tokenizer, name=name or path, self_test=self_test, profile=profile)
 
     @classmethod
-    def from_gguf(cls, path: str | Path, *, device_map: Any = None, dtype: Any = None, self_test: bool = True) -> Self:
+    def from_gguf(
+        cls,
+        path: str | Path,
+        *,
+        device_map: Any = None,
+        dtype: Any = None,
+        self_test: bool = True,
+        profile: Profile | str | Path | None = None,
+    ) -> Self:
         """Load from a GGUF file; its weights are dequantised.
 
         Raises:
@@ -148,7 +172,7 @@ class WhiteBoxModel:
             raise ModelError(
                 f"{str(path)!r} can not be loaded: {_first_line(error)}", hint="see transformers' list of GGUF models"
             ) from error
-        return cls(loaded, tokenizer, name=path.name, self_test=self_test)
+        return cls(loaded, tokenizer, name=path.name, self_test=self_test, profile=profile)
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Self:
@@ -215,7 +239,7 @@ class WhiteBoxModel:
             name=self.name,
             fingerprint=digest.hexdigest()[:32],
             dtype=str(self.model.dtype).removeprefix("torch."),
-            template=template_hash(self.tokenizer),
+            template=template_hash(self.tokenizer) + ("" if self._profile is None else self._profile.mark),
         )
 
     def _in_memory(self, name: str, weight: Tensor) -> Tensor:
@@ -230,6 +254,11 @@ class WhiteBoxModel:
             )
         found: Tensor = offloaded[own]
         return found
+
+    @property
+    def profile(self) -> Profile | None:
+        """Where t* was measured to be; None where the template says it, or the caller."""
+        return self._profile
 
     @property
     def head(self) -> Head:
@@ -343,10 +372,12 @@ class WhiteBoxModel:
     def _generate(
         self, prompts: list[Prompt], max_new_tokens: int, draw: Draw, stop: tuple[str, ...], question: str | None
     ) -> list[Generation]:
-        from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+        from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         began = time.perf_counter()
-        anchors = [locate_anchor(self.tokenizer, prompt, question=question) for prompt in prompts]
+        anchors = [
+            locate_anchor(self.tokenizer, prompt, question=question, profile=self._profile) for prompt in prompts
+        ]
         longest = max(len(prompt.token_ids) for prompt in prompts)
         ends = self._end_ids
         pad = self.tokenizer.pad_token_id
@@ -361,12 +392,15 @@ class WhiteBoxModel:
             (longest + anchor.index for anchor in anchors if anchor is not None),
             default=longest,
         )
-        tap = _Tap(keep_from)
+        if not self._sliceable:
+            keep_from = 0
+        tap, kept = _Tap(keep_from), KeptLogits(self.model.dtype)
         view = self._view(tap)
         # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
         view.__dict__["generation_config"] = config
         criteria = [StopAtText(self.tokenizer, stop, longest)] if stop else []
-        cache = DynamicCache()  # without a config it keeps the whole prefix of sliding-window layers too
+        # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
+        cache = DynamicCache() if self._sliceable else None
         with undisturbed(self.model, grad=False):
             ids, mask = self._left_padded([prompt.token_ids for prompt in prompts], config.pad_token_id)
             out = view.generate(
@@ -374,7 +408,7 @@ class WhiteBoxModel:
                 attention_mask=mask,
                 generation_config=config,
                 past_key_values=cache,
-                logits_processor=draw.processors(len(prompts), self.device),
+                logits_processor=LogitsProcessorList([kept, *draw.processors(len(prompts), self.device)]),
                 stopping_criteria=StoppingCriteriaList(criteria),
             )
         drawn = out.sequences[:, longest:].tolist()
@@ -386,11 +420,19 @@ class WhiteBoxModel:
             answer = tuple(drawn[row][:length])
             trace = None
             if anchor is not None and states is not None and answer:
-                start = len(prompt.token_ids) + anchor.index
-                first = longest + anchor.index - keep_from
-                own = states[row, first : first - anchor.index + length - 1]
+                at = len(prompt.token_ids) + anchor.index
+                start = at if self._sliceable else 0
                 pads = longest - len(prompt.token_ids)
-                trace = self._trace(cache, row, pads, (*prompt.token_ids, *answer[:-1]), start, own)
+                trace = Trace(
+                    ids=(*prompt.token_ids, *answer[:-1]),
+                    anchor=at,
+                    start=start,
+                    first=self._first,
+                    prefix=self._prefix(cache, row, pads, start),
+                    states=states[row, pads + start - keep_from : longest - keep_from + length - 1],
+                    logits=kept.rows(row, length),
+                    origin="kept" if self._sliceable else "whole",
+                )
             made.append(
                 Generation(
                     messages=prompt.messages,
@@ -427,15 +469,10 @@ class WhiteBoxModel:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return ids, mask
 
-    def _trace(self, cache: Any, row: int, pads: int, ids: tuple[int, ...], start: int, states: Tensor) -> Trace:
-        prefix = tuple(
-            (
-                layer.keys[row : row + 1, :, pads : pads + start],
-                layer.values[row : row + 1, :, pads : pads + start],
-            )
-            for layer in cache.layers[self._first :]
-        )
-        return Trace(ids=ids, start=start, first=self._first, prefix=prefix, states=states)
+    def _prefix(self, cache: Any, row: int, pads: int, start: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        part = slice(pads, pads + start)
+        layers = () if cache is None else cache.layers[self._first :]
+        return tuple((each.keys[row : row + 1, :, part], each.values[row : row + 1, :, part]) for each in layers)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -477,7 +514,7 @@ class WhiteBoxModel:
             text=text,
             finish_reason="read",
             model=self.identity,
-            anchor=locate_anchor(self.tokenizer, prompt, question=question),
+            anchor=locate_anchor(self.tokenizer, prompt, question=question, profile=self._profile),
             _trace=_Kept(None),
         )
 
@@ -495,26 +532,37 @@ class WhiteBoxModel:
         ids = (*generation.prompt_token_ids, *generation.response_token_ids)
         kept = generation._trace.take() if isinstance(generation._trace, _Kept) else None
         # A generation that was edited since does not match what was kept of the original.
-        if kept is not None and (kept.first, kept.start, kept.ids) == (layers.start, start, ids[:-1]):
+        if kept is not None and (kept.first, kept.anchor, kept.ids) == (layers.start, start, ids[:-1]):
             return kept
         return self.trace_ids(ids, start, layers)
 
-    def trace_ids(self, ids: Sequence[int], start: int, layers: range) -> Trace:
+    def trace_ids(self, ids: Sequence[int], anchor: int, layers: range) -> Trace:
         """The same from token ids (prompt and answer) and the position of t*, by one pass without a graph."""
         from transformers import DynamicCache
 
+        start = anchor if self._sliceable else 0
         tap = _Tap(start)
         first = layers.start
         layer = self.layout.list_of(self.model)[first - 1]
         view = self.layout.view(self.model, {first - 1: tapped(layer, tap)})
-        cache = DynamicCache()
+        cache = DynamicCache() if start else None
         fed = tuple(ids[:-1])  # the last token predicts nothing
         with undisturbed(self.model, grad=False):
             tokens = torch.tensor([fed], device=self.device)
             mask = torch.ones_like(tokens)
-            self.layout.decoder_of(view)(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True)
-        prefix = tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in cache.layers[first:])
-        return Trace(ids=fed, start=start, first=first, prefix=prefix, states=tap.states()[0])
+            self.layout.decoder_of(view)(
+                input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+            )
+        deep = () if cache is None else cache.layers[first:]
+        return Trace(
+            ids=fed,
+            anchor=anchor,
+            start=start,
+            first=first,
+            prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
+            states=tap.states()[0],
+            origin="reread" if self._sliceable else "whole",
+        )
 
 
 class _Tap:

@@ -1,8 +1,9 @@
 """The deep half, once more, with a graph: what the gradient at t* needs and nothing else.
 
 Nothing before t* depends on the state at t* (causality), so ∂ℓ/∂h_{l,t*} needs a graph over the tokens from t* to the
-end only, against the cached keys and values of the prefix, and only from the first deep layer on. A zero leaf is added
-to the state at t* after each deep layer: its gradient *is* ∂ℓ/∂h_{l,t*}, through all later layers and positions.
+end only, against the cached keys and values of the prefix, and only from the first deep layer on. Where a layer keeps
+something else than keys and values by position (a convolution, a recurrent state), there is no prefix to cut off: the
+graph then spans the whole sequence, and is still only that of the deep half.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from hallucination_guard.errors import ModelError
+from hallucination_guard.types import Prefix
 from hallucination_guard.view import Layout, replaced_output, skipped, tapped
 
 __all__ = ["Replay", "Trace", "replay"]
@@ -23,21 +26,32 @@ __all__ = ["Replay", "Trace", "replay"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
-    """What is kept of one forward pass so that its deep half can be run again from t* on.
+    """What is kept of one forward pass so that its deep half can be run again.
 
     Args:
         ids: the tokens that were read: prompt and answer but for its last.
-        start: position of t* in the sequence: the number of prefix tokens.
+        anchor: position of t* in the sequence.
+        start: the first position with a state: that of t*, or 0 where nothing can be cut off.
         first: l₀, the first deep layer.
-        prefix: keys and values (1 × heads × start × d_head) of each layer that runs after h_{l₀}.
-        states: h_{l₀} at positions t* … P+T−2, (S × d).
+        prefix: keys and values (1 × heads × start × d_head) of each layer that runs after h_{l₀}; none if start is 0.
+        states: h_{l₀} at positions start … P+T−2, (S × d).
+        logits: those that the answer was drawn from, a row of V for each of its tokens, if they were kept.
+        origin: where all this came from.
     """
 
     ids: tuple[int, ...]
+    anchor: int
     start: int
     first: int
     prefix: tuple[tuple[Tensor, Tensor], ...]
     states: Tensor
+    logits: tuple[Tensor, ...] | None = None
+    origin: Prefix
+
+    @property
+    def row(self) -> int:
+        """Of t* in ``states``."""
+        return self.anchor - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,12 +59,23 @@ class Replay:
     """A finished forward pass with a graph.
 
     Args:
-        final: states after the final norm, (B × S × d); row j of an example belongs to position t* + j.
-        leaves: one zero leaf (B × d) a deep layer, in the order of the layers.
+        final: states after the final norm, (B × S × d); row j of an example belongs to its position start + j.
+        states: h_l (B × S × d) of each layer asked for. The gradient with respect to one of them is the total
+            derivative, through all later layers and positions.
+        rows: of t* in each example.
     """
 
     final: Tensor
-    leaves: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+    rows: Tensor
+
+    def at_anchor(self, gradients: Sequence[Tensor]) -> Tensor:
+        """∂/∂h_{l,t*} (layers × B × d, float64, on the CPU) out of ∂/∂h_l (B × S × d)."""
+        examples = torch.arange(len(self.rows))
+        # The layers may be on several devices.
+        return torch.stack(
+            [each[examples.to(each.device), self.rows.to(each.device)].to(torch.float64).cpu() for each in gradients]
+        )
 
 
 def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -> Replay:
@@ -60,30 +85,23 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         model: the causal language model; it is not changed.
         layout: of that model.
         traces: one an example, all with ``first == layers.start``.
-        layers: the l whose h_{l,t*} get a leaf; h_l is the output of layer l−1 counted from 0.
+        layers: the l whose h_l can be derived by; h_l is the output of layer l−1 counted from 0.
     """
     lengths = [trace.states.shape[0] for trace in traces]
     starts = [trace.start for trace in traces]
-    batch, width, prefix = len(traces), max(lengths), max(starts)
-    states = torch.stack([_right_padded(trace.states, width) for trace in traces])
-    leaves: list[Tensor] = []
-
-    def add_leaf(out: Tensor) -> Tensor:
-        leaf = torch.zeros(batch, out.shape[-1], dtype=out.dtype, device=out.device, requires_grad=True)
-        leaves.append(leaf)
-        return torch.cat([out[:, :1] + leaf[:, None], out[:, 1:]], dim=1)
+    width, prefix = max(lengths), max(starts)
+    entering = torch.stack([_right_padded(trace.states, width) for trace in traces])
+    states = [entering.requires_grad_(torch.is_grad_enabled())]
 
     modules = layout.list_of(model)
     replace = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
     replace[layers.start - 1] = replaced_output(
-        modules[layers.start - 1],
-        lambda _: add_leaf(states),
-        returns_tuple=layout.returns_tuple,
+        modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
     )
     for level in layers[1:]:
-        replace[level - 1] = tapped(modules[level - 1], add_leaf)
+        replace[level - 1] = tapped(modules[level - 1], states.append)
 
-    device = states.device
+    device = entering.device
     columns = torch.arange(width, device=device)
     real = torch.tensor(lengths, device=device)[:, None]
     begin = torch.tensor(starts, device=device)[:, None]
@@ -96,14 +114,21 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         seen = torch.arange(prefix + width, device=device) >= prefix - begin
         mask = seen.long()
     decoder = layout.decoder_of(layout.view(model, replace))
+    cached = {"past_key_values": _cache(traces, prefix, layers.start), "use_cache": True}
     out = decoder(
-        inputs_embeds=states,  # only its shape is used: the layers that would read it are replaced
+        inputs_embeds=entering.detach(),  # only its shape is used: the layers that would read it are replaced
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=_cache(traces, prefix, layers.start),
-        use_cache=True,
+        **(cached if prefix else {"use_cache": False}),
     )
-    return Replay(final=out.last_hidden_state, leaves=tuple(leaves))
+    if any(each._version for each in states[1:]):
+        # The gradient would be that at the overwritten state, in silence.
+        raise ModelError(
+            f"a layer of {type(model).__name__!r} writes into the states that it is given",
+            hint="the state at t* can not be told from what comes after it: this architecture can not be scored",
+        )
+    rows = torch.tensor([trace.row for trace in traces])
+    return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)
 
 
 def _right_padded(states: Tensor, width: int) -> Tensor:
@@ -116,12 +141,20 @@ def _cache(traces: Sequence[Trace], prefix: int, first: int) -> DynamicCache:
     The layers below l₀ do not run, but masks are sized by what they hold: they get a length and no memory.
     """
     cache = DynamicCache()
-    for at in range(len(traces[0].prefix)):
-        keys, values = (_stacked([trace.prefix[at][side] for trace in traces], prefix) for side in (0, 1))
+    for at in range(max(len(trace.prefix) for trace in traces)):
+        keys, values = (_stacked([_side(trace, at, side, traces) for trace in traces], prefix) for side in (0, 1))
         while len(cache.layers) < first:
-            cache.layers.append(_filled(keys[:, :1, :1, :1].expand(-1, 1, prefix, 1) if prefix else keys, values))
+            cache.layers.append(_filled(keys[:, :1, :1, :1].expand(-1, 1, prefix, 1), values))
         cache.layers.append(_filled(keys, values))
     return cache
+
+
+def _side(trace: Trace, at: int, side: int, traces: Sequence[Trace]) -> Tensor:
+    """Keys or values; of a trace that begins at position 0, none of the shape that the others have."""
+    if trace.prefix:
+        return trace.prefix[at][side]
+    other = next(each for each in traces if each.prefix).prefix[at][side]
+    return other[:, :, :0]
 
 
 def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:

@@ -73,7 +73,7 @@ def _tested(model: Any, layers: range) -> SelfTest:
             f"the logits of {model.name!r} can not be computed from its final states (relative difference {error:.2g})",
             hint="its head does more than a matrix, bias, scale and soft cap, or its cache can not be cut at a token",
         )
-    norms = [float(part.double().norm()) for part in _gradient(model, run, answer)]
+    norms = _gradient(model, run, answer).norm(dim=1).tolist()
     if not all(map(math.isfinite, norms)):
         raise SelfTestFailed(
             f"the gradient of {model.name!r} is not finite", hint="load it in bfloat16 or float32 rather than float16"
@@ -104,12 +104,16 @@ def _loss(model: Any, final: Tensor, answer: Tensor) -> Tensor:
     return -logp.gather(1, answer.to(logp.device)[:, None]).sum()
 
 
-def _gradient(model: Any, run: Replay, answer: Tensor) -> tuple[Tensor, ...]:
+def _gradient(model: Any, run: Replay, answer: Tensor) -> Tensor:
+    """∂ℓ/∂h_{l,t*} (layers × d, float64, on the CPU)."""
     loss = _loss(model, run.final, answer)
     if not loss.requires_grad:  # no operation on the way recorded itself
-        return tuple(torch.zeros_like(leaf) for leaf in run.leaves)
-    found = torch.autograd.grad(loss, run.leaves, allow_unused=True)
-    return tuple(torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, run.leaves, strict=True))
+        return torch.zeros(len(run.states), run.final.shape[-1])
+    wanted = [each for each in run.states if each.requires_grad]
+    found = dict(zip(map(id, wanted), torch.autograd.grad(loss, wanted, allow_unused=True), strict=True))
+    gradients = [found.get(id(each)) for each in run.states]
+    whole = [torch.zeros_like(s) if g is None else g for s, g in zip(run.states, gradients, strict=True)]
+    return run.at_anchor(whole)[:, 0]
 
 
 def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> float | None:
@@ -117,15 +121,15 @@ def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> flo
     if model.model.dtype not in _SLOPE_TOLERANCE:
         return None
     run = replay(model.model, model.layout, [trace], layers)
-    gradient = _gradient(model, run, answer)[0][0]
+    gradient = _gradient(model, run, answer)[0]
     norm = float(gradient.norm())
-    direction = gradient / max(norm, 1e-30)
-    state = trace.states[0]
+    state = trace.states[trace.row]
+    direction = (gradient / max(norm, 1e-30)).to(state)
     step = float(state.norm()) * (1e-3 if model.model.dtype == torch.float64 else 1e-2)
     losses = []
     for sign in (1.0, -1.0):
         moved = trace.states.clone()
-        moved[0] = state + sign * step * direction
+        moved[trace.row] = state + sign * step * direction
         there = replace(trace, states=moved)
         with torch.no_grad():
             losses.append(float(_loss(model, replay(model.model, model.layout, [there], layers).final, answer)))

@@ -30,6 +30,7 @@ __all__ = [
     "Outcome",
     "Passage",
     "Policy",
+    "Prefix",
     "Redraw",
     "Retrieve",
     "Score",
@@ -43,6 +44,7 @@ __all__ = [
 Action: TypeAlias = Literal["accept", "abstain", "retry", "retrieve", "escalate"]
 Status: TypeAlias = Literal["scored", "unscorable", "error"]
 FinishReason: TypeAlias = Literal["stop", "length", "read"]
+Prefix: TypeAlias = Literal["kept", "reread", "whole"]
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 
@@ -149,6 +151,8 @@ class Score:
         scorer: who measured.
         scores: by name, finite; empty unless ``scored``.
         anchor: t* if a gradient was taken.
+        prefix: if a gradient was taken, where what comes before t* was read: ``kept`` from generating; ``reread`` in one
+            pass without a graph; ``whole`` where no cache can be cut at t*: the deep half's graph spans it all.
         token_entropies: H(p_t) in nats, length T.
         token_logprobs: log p_t[ŷ_t], length T.
         seconds: wall time of scoring.
@@ -162,6 +166,7 @@ class Score:
     reason: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     anchor: Anchor | None = None
+    prefix: Prefix | None = None
     token_entropies: tuple[float, ...] = ()
     token_logprobs: tuple[float, ...] = ()
     seconds: float = 0.0

@@ -135,9 +135,18 @@ class Layout:
         return found
 
     def reach(self, model: Any, level: int) -> float:
-        """How many positions further on h_l can be felt at least; infinite but for sliding windows."""
-        window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
-        return (self.depth - level) * (int(window) - 1) if window else float("inf")
+        """How many positions further on h_l can be felt at least: infinite if a later layer attends to all.
+
+        Of a layer that is neither full nor sliding attention (a convolution, a recurrence that may forget) nothing is
+        known: it counts as 0.
+        """
+        config = model.config.get_text_config(decoder=True)
+        window = getattr(config, "sliding_window", None)
+        kinds = (
+            getattr(config, "layer_types", None) or ("sliding_attention" if window else "full_attention",) * self.depth
+        )
+        far = {"full_attention": float("inf"), "sliding_attention": float(window or 1) - 1}
+        return sum(far.get(kind, 0.0) for kind in kinds[level:])
 
     def decoder_of(self, model: nn.Module) -> Any:
         """The module that maps token ids to final states."""

@@ -1,7 +1,7 @@
 """All that is needed to take the same decision again, as one JSON object.
 
 The fields and their meaning are a stable schema: a field is never renamed or given another meaning; what changes them
-raises :data:`SCHEMA`.
+raises :data:`SCHEMA`. A field that is added has a default that says "not recorded", so that older records can be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Self, get_args
 from uuid import uuid4
 
 from hallucination_guard.errors import AuditError
-from hallucination_guard.types import JSON, Action, Status
+from hallucination_guard.types import JSON, Action, Prefix, Status
 
 __all__ = ["SCHEMA", "AuditRecord"]
 
@@ -42,6 +42,8 @@ class AuditRecord:
         detail: why there is no score; empty when there is one. Never text of the prompt or the answer.
         scores: by name; higher = less certain.
         anchor: t*: ``index`` (negative, from the end of the prompt), ``token``, ``rule``; None without a gradient.
+        prefix: where the gradient read what comes before t*: ``kept`` from generating, ``reread`` in another pass, or
+            ``whole``: with a graph over all of it. None without a gradient, and in logs that are older than this field.
         confidence: calibrated P(correct) in [0, 1]; None when uncalibrated or unscored.
         certificate: id of the certificate that holds, if one does.
         policy: ``id``, ``version``, ``hash``.
@@ -75,6 +77,7 @@ class AuditRecord:
     detail: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     anchor: Mapping[str, JSON] | None = None
+    prefix: Prefix | None = None
     confidence: float | None = None
     certificate: str | None = None
     policy: Mapping[str, JSON]
@@ -99,6 +102,8 @@ class AuditRecord:
             raise ValueError(f"status is {self.status!r}, not one of {', '.join(get_args(Status))}")
         if self.decision not in get_args(Action):
             raise ValueError(f"decision is {self.decision!r}, not one of {', '.join(get_args(Action))}")
+        if self.prefix not in (None, *get_args(Prefix)):
+            raise ValueError(f"prefix is {self.prefix!r}, not one of {', '.join(get_args(Prefix))}")
         for name in ("model", "scorer", "scores", "policy", "tokens", "seconds", "versions"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not a mapping")
@@ -126,7 +131,7 @@ class AuditRecord:
                 f"an audit record has the schema {schema!r}, this version reads {SCHEMA}",
                 hint="read it with the version of hallucination-guard-semgrad that wrote it, or a newer one",
             )
-        if odd := sorted(set(_NAMES) ^ data.keys()):
+        if odd := sorted((set(_NAMES) ^ data.keys()) - (_LATER - data.keys())):
             raise AuditError(f"an audit record of schema {SCHEMA} has missing or unknown fields: {', '.join(odd)}")
         try:
             return cls(**data)
@@ -134,6 +139,7 @@ class AuditRecord:
             raise AuditError(f"not an audit record: {error}") from error
 
 
+_LATER = frozenset({"prefix"})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
 
 

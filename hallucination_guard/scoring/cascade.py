@@ -129,7 +129,7 @@ class Cascade(_Scorer):
             scores={**scores, self.primary: _number(scores[self.cheap], gradient, self.band, self.scale)},
             entropies=found.entropies,
             logprobs=found.logprobs,
-            anchored=gradient is not None,
+            prefix=None if gradient is None else found.prefix,
         )
 
 

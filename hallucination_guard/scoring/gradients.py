@@ -21,7 +21,7 @@ from torch import Tensor
 from hallucination_guard.errors import ConfigurationError, ScoringError
 from hallucination_guard.head import Head
 from hallucination_guard.replay import Replay, Trace, replay
-from hallucination_guard.types import Anchor, Generation
+from hallucination_guard.types import Anchor, Generation, Prefix
 from hallucination_guard.view import undisturbed
 
 __all__ = [
@@ -83,10 +83,17 @@ class GradientSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihoods:
-    """What the forward half of a pass gives for one example; both have length T."""
+    """What the forward half of a pass gives for one example.
+
+    Args:
+        entropies: ω_t, length T.
+        logprobs: log p_t[ŷ_t], length T.
+        prefix: where what comes before t* was read.
+    """
 
     entropies: tuple[float, ...]
     logprobs: tuple[float, ...]
+    prefix: Prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +172,8 @@ def measure_where(
         for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
             answer = generation.response_token_ids
             states = run.final[row, _predicting(trace, answer)].detach().to(head.dtype)
-            reading = read_head(head, states, answer)
-            found.append(_likelihoods(reading))
+            reading = read_head(head, states, answer, logits=trace.logits)
+            found.append(_likelihoods(reading, trace.origin))
             if wanted(found[-1]):
                 walks[row] = walk_head(head, states, answer, weighting=settings.weighting, reading=reading)
         if not walks:
@@ -205,8 +212,8 @@ def _norms(
     for row, walk in walks.items():
         rows = _predicting(traces[row], generations[row].response_token_ids)
         upstream[row, rows] = walk.by_states.to(upstream)
-    gradients = torch.autograd.grad(run.final, run.leaves, grad_outputs=upstream)
-    by_layer = torch.stack([gradient.to(torch.float64).abs().sum(dim=1).cpu() for gradient in gradients])
+    gradients = run.at_anchor(torch.autograd.grad(run.final, run.states, grad_outputs=upstream))
+    by_layer = gradients.abs().sum(dim=2)
     check_felt(model, generations, layers, by_layer, upstream)
     return by_layer.sum(dim=0)
 
@@ -239,8 +246,9 @@ def _anchor(generation: Generation) -> Anchor:
     return generation.anchor
 
 
-def _likelihoods(reading: Reading) -> Likelihoods:
-    return Likelihoods(entropies=tuple(reading.entropies.tolist()), logprobs=tuple(reading.logprobs.tolist()))
+def _likelihoods(reading: Reading, prefix: Prefix) -> Likelihoods:
+    entropies, logprobs = tuple(reading.entropies.tolist()), tuple(reading.logprobs.tolist())
+    return Likelihoods(entropies=entropies, logprobs=logprobs, prefix=prefix)
 
 
 def _measured(
@@ -253,6 +261,7 @@ def _measured(
         exgrad=walk.exgrad * share,
         entropies=likelihoods.entropies,
         logprobs=likelihoods.logprobs,
+        prefix=likelihoods.prefix,
     )
 
 
@@ -271,17 +280,24 @@ def answer_states(model: Any, view: Any, generation: Generation) -> Tensor:
 
 
 @torch.no_grad()
-def read_head(head: Head, states: Tensor, answer: Sequence[int]) -> Reading:
-    """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins."""
-    logits = head.logits(states)
-    logp = torch.log_softmax(logits, dim=-1)
+def read_head(head: Head, states: Tensor, answer: Sequence[int], *, logits: Sequence[Tensor] | None = None) -> Reading:
+    """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins.
+
+    Args:
+        head: of the model.
+        states: H, the final states that predict the answer.
+        answer: ŷ, length T.
+        logits: of these states, a row of V for each token, where they are at hand.
+    """
+    rows = head.logits(states) if logits is None else torch.stack(list(logits)).to(head.dtype)
+    logp = torch.log_softmax(rows, dim=-1)
     targets = torch.tensor(answer, device=logp.device)[:, None]
     logprobs = logp.gather(1, targets)[:, 0]
     p = logp.exp()
     # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
-    entropies = -(p * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(dim=-1)
+    entropies = -torch.linalg.vecdot(p, logp.clamp_min_(torch.finfo(logp.dtype).min))
     a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
-    return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, logits))
+    return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
 
 
 @torch.no_grad()
@@ -300,18 +316,19 @@ def walk_head(
     states = states.to(head.dtype)
     reading = reading or read_head(head, states, answer)
     a, entropies = reading.a, reading.entropies
-    width = states.shape[1]
-    # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product, and
-    # a block of it stays in the processor's cache while it is summed.
-    both = torch.cat([states * entropies[:, None], states], dim=1)
-    block = torch.empty(min(_BLOCK, a.shape[1]), 2 * width, dtype=both.dtype, device=both.device)
+    # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product
+    # (2d × V, transposed, so that each is one stretch of memory), and a block of it is summed while it is at hand.
+    both = torch.cat([states * entropies[:, None], states], dim=1).T.contiguous()
     norms = torch.zeros(2, dtype=torch.float64, device=both.device)
     by_states = torch.zeros_like(states)
+    block = both.new_empty(len(both), min(_BLOCK, a.shape[1]))
     for begin in range(0, a.shape[1], _BLOCK):
         part = a[:, begin : begin + _BLOCK]
-        gradient = torch.mm(part.T, both, out=block[: part.shape[1]])
-        norms += gradient.abs_().view(-1, 2, width).sum(dim=(0, 2))
-        by_states += part @ head.weight[begin : begin + _BLOCK].to(head.dtype)
+        if part.shape[1] < block.shape[1]:
+            block = both.new_empty(len(both), part.shape[1])
+        torch.mm(both, part, out=block)
+        norms += block.abs_().view(2, -1).sum(dim=1)
+        by_states.addmm_(part, head.weight[begin : begin + _BLOCK].to(head.dtype))
     if weighting == "entropy":
         by_states *= entropies[:, None]
     paragrad, exgrad = (norms / head.weight.numel()).tolist()

@@ -33,7 +33,7 @@ from hallucination_guard.scoring.gradients import (
     measure,
     read_head,
 )
-from hallucination_guard.types import Generation, Score, ScorerIdentity
+from hallucination_guard.types import Generation, Prefix, Score, ScorerIdentity
 from hallucination_guard.view import undisturbed
 
 __all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure"]
@@ -100,7 +100,8 @@ class _Scorer(ABC):
             status="scored",
             scorer=self.identity,
             scores=numbers.scores,
-            anchor=generation.anchor if numbers.anchored else None,
+            anchor=generation.anchor if numbers.prefix else None,
+            prefix=numbers.prefix,
             token_entropies=numbers.entropies,
             token_logprobs=numbers.logprobs,
             seconds=seconds,
@@ -112,7 +113,7 @@ class _Numbers:
     scores: dict[str, float]
     entropies: tuple[float, ...]
     logprobs: tuple[float, ...]
-    anchored: bool  # whether they depend on t*
+    prefix: Prefix | None  # where what comes before t* was read; None of numbers that do not depend on t*
 
     @classmethod
     def of(cls, reading: Reading, scores: Mapping[str, float]) -> _Numbers:
@@ -122,7 +123,7 @@ class _Numbers:
             scores={**scores, **_likelihoods(entropies, logprobs)},
             entropies=entropies,
             logprobs=logprobs,
-            anchored=False,
+            prefix=None,
         )
 
     @classmethod
@@ -137,7 +138,7 @@ class _Numbers:
             "hybridgrad": (1.0 - share) * measured.semgrad + share * measured.paragrad,
             **likelihood,
         }
-        return cls(scores=scores, entropies=measured.entropies, logprobs=measured.logprobs, anchored=True)
+        return cls(scores=scores, entropies=measured.entropies, logprobs=measured.logprobs, prefix=measured.prefix)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import torch
 
 from hallucination_guard.anchor import end_of_user_text, offsets_of
 from hallucination_guard.errors import AnchorError, ScoringError
+from hallucination_guard.replay import replay
 from hallucination_guard.scoring.gradients import GradientSettings, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.template import question_of
 from hallucination_guard.types import Generation
-from hallucination_guard.view import replaced_output, skipped, undisturbed
+from hallucination_guard.view import undisturbed
 
 __all__ = ["Word", "prompt_sensitivity", "question_sensitivity"]
 
@@ -108,18 +109,14 @@ def prompt_sensitivity(
     answer = generation.response_token_ids
     ids = (*generation.prompt_token_ids, *answer)
     first = settings.deep(model.layout.depth).start
-    layers, returns_tuple = model.layout.list_of(model.model), model.layout.returns_tuple
-    replace = {at: skipped(layers[at], returns_tuple=returns_tuple) for at in range(first - 1)}
+    layers = range(first, first + 1)
     with undisturbed(model.model, grad=True):
-        states = model.trace_ids(ids, 0, range(first, first + 1)).states[None].requires_grad_(True)
-        replace[first - 1] = replaced_output(layers[first - 1], lambda _: states, returns_tuple=returns_tuple)
-        decoder = model.layout.decoder_of(model.layout.view(model.model, replace))
-        # The layers that would read the embeddings are replaced; only their shape is used.
-        final = decoder(inputs_embeds=states.detach(), use_cache=False).last_hidden_state
-        walk = walk_head(model.head, final[0, -len(answer) :].detach(), answer, weighting=settings.weighting)
-        upstream = torch.zeros_like(final)
+        run = replay(model.model, model.layout, [model.trace_ids(ids, 0, layers)], layers)
+        final = run.final[0, -len(answer) :].detach()
+        upstream = torch.zeros_like(run.final)
+        walk = walk_head(model.head, final, answer, weighting=settings.weighting)
         upstream[0, -len(answer) :] = walk.by_states.to(upstream)
-        (gradient,) = torch.autograd.grad(final, states, grad_outputs=upstream)
+        (gradient,) = torch.autograd.grad(run.final, run.states, grad_outputs=upstream)
     scale = 1.0 if settings.reduction == "sum" else 1.0 / len(answer)
     found = gradient[0, : len(generation.prompt_token_ids)].to(torch.float64).abs().mean(dim=-1) * scale
     if not torch.isfinite(found).all():

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hallucination_guard.errors import InputError, ScoringError
 from hallucination_guard.replay import Replay, Trace, replay
-from hallucination_guard.scoring.gradients import GradientSettings, check_felt, walk_head
+from hallucination_guard.scoring.gradients import GradientSettings, check_felt, read_head, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
 from hallucination_guard.types import Generation
@@ -114,7 +114,9 @@ def _measure(
     answer = generation.response_token_ids
     length = len(answer)
     run = replay(model.model, model.layout, [trace], layers)
-    walk = walk_head(model.head, run.final[0, -length:].detach(), answer, weighting=settings.weighting)
+    states = run.final[0, -length:].detach().to(model.head.dtype)
+    reading = read_head(model.head, states, answer, logits=trace.logits)
+    walk = walk_head(model.head, states, answer, weighting=settings.weighting, reading=reading)
     chosen = torch.zeros(len(ranges), length, dtype=walk.by_states.dtype, device=walk.by_states.device)
     for row, (start, stop) in enumerate(ranges):
         chosen[row, start:stop] = 1
@@ -123,8 +125,8 @@ def _measure(
         chosen = torch.cat([chosen, rest])
     upstream = torch.zeros(len(chosen), *run.final.shape, dtype=run.final.dtype, device=run.final.device)
     upstream[:, 0, -length:] = (chosen[:, :, None] * walk.by_states).to(upstream)
-    # The layers may be on several devices. (rows × layers × d)
-    by_row = torch.stack([each[:, 0].to(torch.float64).cpu() for each in _backward(run, upstream)], dim=1)
+    by_layer = [each[:, 0, trace.row].to(torch.float64).cpu() for each in _backward(run, upstream)]
+    by_row = torch.stack(by_layer, dim=1)  # (rows × layers × d); the layers may be on several devices
     whole = by_row.sum(dim=0)
     check_felt(model, [generation], layers, whole.abs().sum(dim=-1)[:, None], upstream.sum(dim=0))
     scale = 1.0 if settings.reduction == "sum" else 1.0 / length
@@ -141,13 +143,13 @@ def _measure(
 
 
 def _backward(run: Replay, upstream: Tensor) -> tuple[Tensor, ...]:
-    """∂/∂leaf for every row of ``upstream`` (rows × 1 × S × d): a tensor (rows × 1 × d) a leaf."""
+    """∂/∂h_l for every row of ``upstream`` (rows × 1 × S × d): a tensor of its shape a layer."""
     try:
         return torch.autograd.grad(
-            run.final, run.leaves, grad_outputs=upstream, is_grads_batched=True, retain_graph=True
+            run.final, run.states, grad_outputs=upstream, is_grads_batched=True, retain_graph=True
         )
     except RuntimeError:
         # vmap says so (NotImplementedError is one too) for an operation whose backward it can not batch, and so does a
         # device without memory for all rows at once. Anything else is raised again below.
-        rows = [torch.autograd.grad(run.final, run.leaves, grad_outputs=row, retain_graph=True) for row in upstream]
+        rows = [torch.autograd.grad(run.final, run.states, grad_outputs=row, retain_graph=True) for row in upstream]
         return tuple(torch.stack(each) for each in zip(*rows, strict=True))

@@ -570,6 +570,7 @@ class TestRecords:
             "detail": "",
             "scores": dict(outcome.verdict.score.scores),
             "anchor": {"index": -11, "token": "<|im_start|>", "rule": "header"},
+            "prefix": "kept",
             "confidence": None,
             "certificate": None,
             "policy": {},

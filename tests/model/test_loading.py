@@ -225,12 +225,6 @@ class TestWhatIsRefused:
         with pytest.raises(ModelError):
             WhiteBoxModel(torch.nn.Linear(2, 2), tiny_tokenizer())
 
-    def test_a_model_whose_layers_have_no_keys_by_position(self) -> None:
-        model = tiny_model()
-        model.config.layer_types = ["linear_attention"] * 6
-        with pytest.raises(ModelError, match="linear_attention"):
-            WhiteBoxModel(model, tiny_tokenizer())
-
     def test_a_model_that_was_made_in_inference_mode(self) -> None:
         with torch.inference_mode():
             model = tiny_model()

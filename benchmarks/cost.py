@@ -1,19 +1,28 @@
 """What scoring costs, from one run: time over the time of generating the same tokens, and peak memory.
 
-    python benchmarks/cost.py --prompts 50 900 3600 --answers 16 64 256 --repeats 3
+    python benchmarks/cost.py                       # prompts of 50, 900, 3600 tokens, answers of 16, 64, 256
+    python benchmarks/cost.py --plot cost.png       # the same, and a picture
+    python benchmarks/cost.py rows                  # rows a second for a file of 200, batches of 1 … 32
 
 generate   transformers' own greedy generation with a plain dynamic cache, nothing added
-keeping    what keeping the deep half's states adds to it (WhiteBoxModel.generate − generate)
-ours       HybridGrad with all its by-products, from the generation's own cache
-re-read    the same without the cache: one pass over prompt and answer first
+keeping    what keeping states and logits adds to it (WhiteBoxModel.generate − generate)
+ours       HybridGrad with all its by-products, from what generating kept
+cascade    the likelihoods alone, where the cascade does not ask for the gradient; where it does, it costs what ours
+           does
+re-read    HybridGrad without the cache: one pass over prompt and answer first
 official   the published algorithm: one graph over prompt and answer, all layers, a backward each for states and head
 samples    five more answers, as sampling-based scores need
+
+Each figure is the median over the repeats of its share in the same repeat, so that a slow minute weighs on both sides.
+Memory is the peak of the whole process, weights included. Threads that sleep between operations
+(OMP_WAIT_POLICY=PASSIVE) make short operations slower, and so scoring more than generating: the setting is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import platform
 import statistics
 import time
@@ -22,12 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import DynamicCache, GenerationConfig
 
 from hallucination_guard import HybridGrad, WhiteBoxModel
+from hallucination_guard.rows import Line, read_lines, score_lines
+from hallucination_guard.scoring import Cascade
 from hallucination_guard.types import Generation
 
 TEXT = "Tell me all that you know about the history of the city of Paris, its river, its kings and its monuments. "
+METHODS = ("ours", "cascade", "re-read", "official", "samples")
 
 
 def official(model: WhiteBoxModel, generation: Generation) -> float:
@@ -68,8 +81,8 @@ def peak(run: Callable[[], Any]) -> tuple[float, float]:
 
 def cell(
     model: WhiteBoxModel, prompt: str, answer: int, repeats: int, methods: list[str]
-) -> dict[str, tuple[float, float]]:
-    """Medians of seconds and peaks by method."""
+) -> dict[str, tuple[float, float, float]]:
+    """By method, medians of: seconds, seconds over those of generate in the same repeat, and peak."""
     ids = torch.tensor([model.prompt(prompt).token_ids])
     config = GenerationConfig(max_new_tokens=answer, do_sample=False, pad_token_id=0)
 
@@ -80,15 +93,21 @@ def cell(
                 eos_token_id=None,
             )  # fmt: skip
 
-    found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(repeats):
-        found.setdefault("generate", []).append(peak(plain))
-        made: list[Generation] = []
-        found.setdefault("own generate", []).append(
-            peak(lambda: made.append(model.generate(prompt, max_new_tokens=answer)))  # noqa: B023 - run at once
-        )
-        [generation] = made
+    def kept() -> Generation:
+        generation: Generation = model.generate(prompt, max_new_tokens=answer)
         assert len(generation.response_token_ids) == answer
+        return generation
+
+    never = Cascade(band=(1e9, 1e9))
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for turn in range(repeats + 1):
+        made: list[Generation] = []
+        generating: list[tuple[str, Callable[[], Any]]] = [
+            ("generate", plain),
+            ("keeping", lambda: made.append(kept())),  # noqa: B023 - run at once
+        ]
+        measured = {name: peak(run) for name, run in (generating if turn % 2 else generating[::-1])}
+        [generation] = made
         runs: dict[str, Callable[[], Any]] = {
             "ours": lambda: HybridGrad()(model, generation),  # noqa: B023
             "re-read": lambda: HybridGrad()(model, generation),  # noqa: B023 - the cache is gone by then
@@ -98,41 +117,135 @@ def cell(
             ],
         }
         for name in methods:
-            found.setdefault(name, []).append(peak(runs[name]))
-    return {
-        name: (statistics.median(s for s, _ in each), statistics.median(m for _, m in each))
-        for name, each in found.items()
-    }
+            if name == "cascade":
+                other = kept()
+                measured[name] = peak(lambda: never(model, other))  # noqa: B023
+                other.release()
+            else:
+                measured[name] = peak(runs[name])
+        if turn or repeats == 1:  # the first one warms up
+            for name, (seconds, memory) in measured.items():
+                found.setdefault(name, []).append((seconds, seconds / measured["generate"][0], memory))
+    return {name: tuple(map(statistics.median, zip(*each, strict=True))) for name, each in found.items()}  # type: ignore[misc]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[50, 900, 3600])
-    parser.add_argument("--answers", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--repeats", type=int, default=3)
-    methods = ["ours", "re-read", "official", "samples"]
-    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
-    arguments = parser.parse_args()
-    model = WhiteBoxModel.demo()
-    model.__dict__["_end_ids"] = frozenset()  # every answer has its full length
-    machine = platform.processor() or platform.machine()
-    print(f"{model.name}, {model.identity.dtype}, {torch.get_num_threads()} threads, {machine}")
-    shares = [f"{name + ' %':>10}" for name in arguments.methods]
-    peaks = [f"{name + ' MiB':>12}" for name in ("generate", *arguments.methods)]
-    print(f"{'prompt':>6} {'answer':>6} {'generate s':>10} {'keeping':>8}", *shares, *peaks)
+def machine() -> str:
+    """What the figures were taken on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    wait = os.environ.get("OMP_WAIT_POLICY", "not set")
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+        f"OMP_WAIT_POLICY {wait}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def table(model: WhiteBoxModel, arguments: argparse.Namespace) -> None:
+    """Time and memory by prompt and answer."""
+    methods = arguments.methods
+    shares = [f"{name + ' %':>10}" for name in methods]
+    peaks = [f"{name + ' MiB':>12}" for name in ("generate", *methods)]
+    print(f"{'prompt':>6} {'answer':>6} {'generate s':>10} {'keeping':>8}", *shares, *peaks, f"{'official/ours':>13}")
+    rows: list[tuple[int, int, dict[str, tuple[float, float, float]]]] = []
     for length in arguments.prompts:
         prompt = TEXT
         while len(model.prompt(prompt + TEXT).token_ids) <= length:
             prompt += TEXT
         real = len(model.prompt(prompt).token_ids)
         for answer in arguments.answers:
-            row = cell(model, prompt, answer, arguments.repeats, arguments.methods)
+            row = cell(model, prompt, answer, arguments.repeats, methods)
+            rows.append((real, answer, row))
+            shares = [f"{row[name][1]:>10.1%}" for name in methods]
+            peaks = [f"{row[name][2]:>12.0f}" for name in ("generate", *methods)]
+            both = {"official", "ours"} <= set(methods)
+            ratio = f"{row['official'][1] / row['ours'][1]:>13.1f}" if both else ""
             base = row["generate"][0]
-            keeping = row["own generate"][0] / base - 1
-            shares = [f"{row[name][0] / base:>10.1%}" for name in arguments.methods]
-            peaks = [f"{row[name][1]:>12.0f}" for name in ("generate", *arguments.methods)]
-            print(f"{real:>6} {answer:>6} {base:>10.2f} {keeping:>8.1%}", *shares, *peaks, flush=True)
+            print(
+                f"{real:>6} {answer:>6} {base:>10.2f} {row['keeping'][1] - 1:>8.1%}", *shares, *peaks, ratio, flush=True
+            )
+    if arguments.plot:
+        plot(rows, methods, arguments.plot)
+
+
+def plot(rows: list[tuple[int, int, dict[str, tuple[float, float, float]]]], methods: list[str], path: Path) -> None:
+    """Time over generating, by prompt; a panel an answer length."""
+    from matplotlib.figure import Figure
+
+    answers = sorted({answer for _, answer, _ in rows})
+    figure = Figure(figsize=(4.2 * len(answers), 4.0), layout="constrained")
+    for at, answer in enumerate(answers):
+        axes = figure.add_subplot(1, len(answers), at + 1)
+        mine = [(prompt, row) for prompt, other, row in rows if other == answer]
+        for name in methods:
+            axes.plot([prompt for prompt, _ in mine], [row[name][1] for _, row in mine], marker="o", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="prompt tokens", title=f"{answer} answer tokens")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3%}".rstrip("0").rstrip(".%") + "%")
+        axes.set_xticks([prompt for prompt, _ in mine], [str(prompt) for prompt, _ in mine])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        if at == 0:
+            axes.set_ylabel("time / generating the same tokens")
+        if at == len(answers) - 1:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    print(f"plot: {path}")
+
+
+def scored(model: WhiteBoxModel, lines: list[Line], size: int) -> list[str]:
+    """The statuses of all lines, scored in batches of ``size``."""
+    batches = score_lines(model, lines, scorer=HybridGrad(), batch_size=size, batch_tokens=8192, max_new_tokens=1)
+    return [row["status"] for batch in batches for _, row in batch]
+
+
+def throughput(model: WhiteBoxModel, arguments: argparse.Namespace) -> None:
+    """Rows a second when scoring a file of answers that something else wrote."""
+    import json
+
+    words = TEXT.split()
+    raw = [
+        json.dumps(
+            {"prompt": " ".join(words[: 4 + at % 16]), "response": " ".join(words[at % 7 : at % 7 + 3 + at % 12])}
+        )
+        for at in range(arguments.rows)
+    ]
+    lines = read_lines([line.encode() for line in raw])
+    print(f"{'batch':>6} {'rows/s':>8} {'peak MiB':>9}   ({arguments.rows} rows, prompts and answers of mixed lengths)")
+    for size in arguments.batches:
+        seconds, memories = [], []
+        for _ in range(arguments.repeats):
+            statuses: list[str] = []
+            second, memory = peak(lambda: statuses.extend(scored(model, lines, size)))  # noqa: B023 - run at once
+            assert statuses == ["scored"] * arguments.rows
+            seconds.append(second)
+            memories.append(memory)
+        print(
+            f"{size:>6} {arguments.rows / statistics.median(seconds):>8.2f} {statistics.median(memories):>9.0f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["cost", "rows"], default="cost")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[50, 900, 3600])
+    parser.add_argument("--answers", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--repeats", type=int, default=3, help="after one that warms up; a single one goes without")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    arguments = parser.parse_args()
+    model = WhiteBoxModel.demo()
+    model.__dict__["_end_ids"] = frozenset()  # every answer has its full length
+    print(f"{model.name}, {model.identity.dtype}; {machine()}")
+    if arguments.what == "rows":
+        throughput(model, arguments)
+    else:
+        table(model, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ script, no network, no other file.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any, Literal, TypeAlias, assert_never
 
@@ -183,6 +183,8 @@ def explain(
     model: Any,
     generation: Generation,
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
+    *,
+    score: Score | None = None,
 ) -> Explanation:
     """Measure an answer whole, by sentence, by token and by word of its question.
 
@@ -190,12 +192,17 @@ def explain(
         model: the :class:`~hallucination_guard.model.WhiteBoxModel` that the generation belongs to.
         generation: from ``model.generate`` or ``model.read``, with an anchor.
         settings: as for the scorers.
+        score: of this very generation by a gradient scorer, where it is at hand; its settings are then used.
 
     Raises:
         AnchorError: if the generation has no anchor.
-        ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's.
+        ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's or
+            not the one that was scored.
     """
-    score = HybridGrad(**{name: getattr(settings, name) for name in asdict(settings)})(model, generation)
+    if score is None:
+        score = HybridGrad(**{name: getattr(settings, name) for name in asdict(settings)})(model, generation)
+    elif score.status == "scored":
+        settings = _settings_of(score, generation)
     match score.status:
         case "scored":
             pass
@@ -219,6 +226,22 @@ def explain(
         ),
         score=score,
     )
+
+
+def _settings_of(score: Score, generation: Generation) -> GradientSettings:
+    if "semgrad" not in score.scores or len(score.token_logprobs) != len(generation.response_token_ids):
+        raise ScoringError(
+            f"a score by {score.scorer.name!r} of {len(score.token_logprobs)} tokens does not belong to this answer of "
+            f"{len(generation.response_token_ids)}, or has no gradient",
+            hint="leave it out, or give the score that HybridGrad gave this generation",
+        )
+    known = {each.name for each in fields(GradientSettings)}
+    own: dict[str, Any] = {
+        name.removeprefix("gradient_"): value
+        for name, value in score.scorer.settings.items()
+        if name.removeprefix("gradient_") in known
+    }
+    return GradientSettings(**own)
 
 
 def _shade(amount: float) -> str:

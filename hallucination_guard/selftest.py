@@ -5,7 +5,8 @@ A quantised or patched model can answer perfectly and have a gradient that is ni
 
 1. the logits from the replayed deep half and the head's formula are those of the model's own forward pass;
 2. the gradient at every deep layer is finite and not nil;
-3. along its own direction it is what a finite difference says (float32 and float64; below that only the sign holds).
+3. along its own direction it is what a finite difference says (plain float32 and float64 weights only: below that, or
+   where weights or activations are rounded to integers, a small step is lost in the rounding).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hallucination_guard.view import undisturbed
 __all__ = ["SelfTest", "self_test"]
 
 _PREFIX, _ANSWER = 6, 6
-_LOGIT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_LOGIT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 _SLOPE_TOLERANCE = {torch.float64: 0.05, torch.float32: 0.05}  # norms and softmax compute in float32 in both
 
 
@@ -33,9 +34,9 @@ class SelfTest:
     """What was found.
 
     Args:
-        logit_error: largest difference to the model's own logits, relative to their spread.
+        logit_error: root mean square difference to the model's own logits, relative to their spread.
         gradient_norm: ℓ2 norm of the gradient over the deep layers at the anchor.
-        slope_error: relative difference between gradient and finite difference; None below float32.
+        slope_error: relative difference between gradient and finite difference; None below float32 and where quantised.
     """
 
     logit_error: float
@@ -67,8 +68,9 @@ def _tested(model: Any, layers: range) -> SelfTest:
     trace = model.trace_ids(ids[0].tolist(), _PREFIX - 3, layers)
     run = replay(model.model, model.layout, [trace], layers)
     logits = model.head.logits(run.final[0, -_ANSWER:].detach())
-    error = float((logits - own).abs().max() / own.std().clamp_min(1e-12))
-    if not error <= _LOGIT_TOLERANCE[model.model.dtype]:
+    # Not the largest: single bfloat16 logits are off by a fifth of the spread on a model that is in order.
+    error = float((logits - own).square().mean().sqrt() / own.std().clamp_min(1e-12))
+    if not error <= _LOGIT_TOLERANCE[torch.bfloat16 if _quantised(model.model) else model.model.dtype]:
         raise SelfTestFailed(
             f"the logits of {model.name!r} can not be computed from its final states (relative difference {error:.2g})",
             hint="its head does more than a matrix, bias, scale and soft cap, or its cache can not be cut at a token",
@@ -90,6 +92,15 @@ def _tested(model: Any, layers: range) -> SelfTest:
             hint="some layer's backward is only an approximation of its forward",
         )
     return SelfTest(logit_error=error, gradient_norm=math.hypot(*norms), slope_error=slope)
+
+
+def _quantised(model: Any) -> bool:
+    """Whether weights are stored in a coarser type than the model says: some kernels then round the states as well."""
+    tensors = (*model.parameters(), *model.buffers())
+    return getattr(model, "hf_quantizer", None) is not None or any(
+        type(each) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or each.dtype in (torch.int8, torch.uint8)
+        for each in tensors
+    )
 
 
 def _token_ids(model: Any) -> Tensor:
@@ -118,7 +129,7 @@ def _gradient(model: Any, run: Replay, answer: Tensor) -> Tensor:
 
 def _slope_error(model: Any, trace: Trace, layers: range, answer: Tensor) -> float | None:
     """Central difference of the loss along the first deep layer's gradient, against that gradient's norm."""
-    if model.model.dtype not in _SLOPE_TOLERANCE:
+    if model.model.dtype not in _SLOPE_TOLERANCE or _quantised(model.model):
         return None
     run = replay(model.model, model.layout, [trace], layers)
     gradient = _gradient(model, run, answer)[0]

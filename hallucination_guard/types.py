@@ -151,8 +151,8 @@ class Score:
         scorer: who measured.
         scores: by name, finite; empty unless ``scored``.
         anchor: t* if a gradient was taken.
-        prefix: if a gradient was taken, where what comes before t* was read: ``kept`` from generating; ``reread`` in one
-            pass without a graph; ``whole`` where no cache can be cut at t*: the deep half's graph spans it all.
+        prefix: if a gradient was taken, where what comes before t* was read: ``kept`` from generating; ``reread`` in
+            one pass without a graph; ``whole`` where no cache can be cut at t*: the deep half's graph spans it all.
         token_entropies: H(p_t) in nats, length T.
         token_logprobs: log p_t[ŷ_t], length T.
         seconds: wall time of scoring.
@@ -189,6 +189,23 @@ class Score:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return (_rebuilt, (type(self), {**values, "scores": dict(self.scores)}))  # a read-only view does not travel
 
+    def to_html(self, model: Any, generation: Generation) -> str:
+        """A page that shows why: the answer's shaky sentences and tokens, and the words of the question it hangs on.
+
+        A score keeps no text, so that it can be logged where text must not be; it is handed in again here.
+
+        Args:
+            model: the :class:`~hallucination_guard.model.WhiteBoxModel` that was scored with.
+            generation: that was scored.
+
+        Raises:
+            AnchorError: if the generation has no anchor.
+            ScoringError: if there is nothing to explain, or the generation is not the one that was scored.
+        """
+        from hallucination_guard.explain import explain
+
+        return explain(model, generation, score=self).to_html()
+
     @classmethod
     def unscorable(cls, reason: str, *, scorer: ScorerIdentity) -> Self:
         """There is nothing to measure, for example in an empty answer."""
@@ -211,14 +228,26 @@ class Verdict:
     Args:
         score: what was measured.
         confidence: calibrated P(correct) in [0, 1]; None when nothing was calibrated.
-        certificate: id of the selective-risk certificate that holds for this verdict, if one does.
+        max_risk: the smallest certified α whose threshold lets this answer through: of all the answers let through
+            there at most this share is wrong; None when no certificate does.
+        certificate: id of the certificate that says so.
+        suspended: why certificates do not hold at the moment; empty while they do.
     """
 
     score: Score
     confidence: float | None = None
+    max_risk: float | None = None
     certificate: str | None = None
+    suspended: str = ""
 
     def __post_init__(self) -> None:
+        if (self.max_risk is None) != (self.certificate is None):
+            raise ValueError(f"a verdict has max_risk {self.max_risk!r} by the certificate {self.certificate!r}")
+        if self.max_risk is not None:
+            if not 0.0 < self.max_risk < 1.0:  # also false for NaN
+                raise ValueError(f"max_risk is {self.max_risk!r}, not a number between 0 and 1")
+            if self.score.status != "scored" or self.suspended:
+                raise ValueError("no certificate lets through what has no score, or holds while it is suspended")
         if self.confidence is not None:
             if not 0.0 <= self.confidence <= 1.0:  # also false for NaN
                 raise ValueError(f"a confidence is {self.confidence!r}, not a number in [0, 1]")

@@ -144,3 +144,17 @@ class TestThePage:
     def test_has_a_note_where_there_is_one(self, explanation: Explanation) -> None:
         assert '<p class="note">abstain &lt; 0.5</p>' in explanation.to_html(note="abstain < 0.5")
         assert 'class="note"' not in explanation.to_html()
+
+
+class TestOfAScore:
+    def test_the_page_is_that_of_its_generation(self, tiny: WhiteBoxModel) -> None:
+        generation = tiny.read("Who wrote <i>it</i>?", answer=ANSWER)
+        score = HybridGrad(reduction="mean")(tiny, generation)
+        page = score.to_html(tiny, generation)
+        assert Reader(page).texts == ["Who wrote <i>it</i>?", ANSWER]
+        assert f"{score.scores['semgrad']:.4g}" in page
+
+    def test_another_answer_is_refused(self, tiny: WhiteBoxModel) -> None:
+        score = HybridGrad()(tiny, tiny.read("Who wrote <i>it</i>?", answer=ANSWER))
+        with pytest.raises(ScoringError, match="does not belong"):
+            score.to_html(tiny, tiny.read("Who wrote <i>it</i>?", answer="Me."))

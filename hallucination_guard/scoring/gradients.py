@@ -31,13 +31,16 @@ __all__ = [
     "Reading",
     "Walk",
     "answer_states",
+    "at_anchor",
     "check_felt",
+    "loss_scale",
     "measure",
     "measure_where",
     "read_head",
     "walk_head",
 ]
 
+_TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each time with 1/2⁴ of the size
 _BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
 
 
@@ -164,33 +167,51 @@ def measure_where(
     """
     layers = settings.deep(model.layout.depth)
     traces = [model.trace(generation, layers) for generation in generations]
+    answers = [generation.response_token_ids for generation in generations]
+    found: dict[int, Likelihoods] = {}
+    readings: dict[int, Reading] = {}
+
+    def look(at: int, states: Tensor | None) -> None:
+        readings[at] = read_head(model.head, states, answers[at], logits=traces[at].logits)
+        found[at] = _likelihoods(readings[at], traces[at].origin)
+        if not wanted(found[at]):
+            del readings[at]
+
     with undisturbed(model.model, grad=True):
-        run = replay(model.model, model.layout, traces, layers)
-        head = model.head
-        found: list[Likelihoods] = []
-        walks: dict[int, Walk] = {}
-        for row, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
-            answer = generation.response_token_ids
-            states = run.final[row, _predicting(trace, answer)].detach().to(head.dtype)
-            reading = read_head(head, states, answer, logits=trace.logits)
-            found.append(_likelihoods(reading, trace.origin))
-            if wanted(found[-1]):
-                walks[row] = walk_head(head, states, answer, weighting=settings.weighting, reading=reading)
-        if not walks:
-            return found
-        chosen = list(walks)
-        if 2 * len(chosen) < len(traces):
+        # Where the logits were kept, an answer whose gradient is not wanted needs no forward at all.
+        for at, trace in enumerate(traces):
+            if trace.logits is not None:
+                look(at, None)
+        run_of = [at for at in range(len(traces)) if at in readings or at not in found]
+        if not run_of:
+            return [found[at] for at in range(len(traces))]
+        run = replay(model.model, model.layout, [traces[at] for at in run_of], layers)
+
+        def states(row: int, at: int) -> Tensor:
+            return run.final[row, _predicting(traces[at], answers[at])].detach().to(model.head.dtype)
+
+        for row, at in enumerate(run_of):
+            if at not in found:
+                look(at, states(row, at))
+        walks = {
+            row: walk_head(
+                model.head, states(row, at), answers[at], weighting=settings.weighting, reading=readings.pop(at)
+            )
+            for row, at in enumerate(run_of)
+            if at in readings
+        }
+        chosen = [run_of[row] for row in walks]
+        if chosen and 2 * len(chosen) < len(run_of):
             # A backward through this graph pays for every example. Both ways through a few cost less.
             del run
-            traces, generations = ([each[row] for row in chosen] for each in (traces, generations))
-            run = replay(model.model, model.layout, traces, layers)
-            walks = dict(enumerate(walks.values()))
-        norms = _norms(model, generations, traces, run, walks, layers)
-    width = len(layers) * run.final.shape[-1]
-    for row, at in zip(chosen, walks, strict=True):
-        length = len(generations[at].response_token_ids)
-        found[row] = _measured(found[row], walks[at], float(norms[at]) / width, length, settings)
-    return found
+            run_of, walks = chosen, dict(enumerate(walks.values()))
+            run = replay(model.model, model.layout, [traces[at] for at in run_of], layers)
+        if chosen:
+            norms = _norms(model, [generations[at] for at in run_of], [traces[at] for at in run_of], run, walks, layers)
+    width = len(layers) * model.head.weight.shape[1]
+    for at, (row, walk) in zip(chosen, walks.items(), strict=True):
+        found[at] = _measured(found[at], walk, float(norms[row]) / width, len(answers[at]), settings)
+    return [found[at] for at in range(len(traces))]
 
 
 def _predicting(trace: Trace, answer: Sequence[int]) -> slice:
@@ -208,14 +229,38 @@ def _norms(
     layers: range,
 ) -> Tensor:
     """The backward: for each example of ``run`` Σ_l ‖∂ℓ/∂h_{l,t*}‖₁, nil for those without a walk."""
-    upstream = torch.zeros_like(run.final)
+    upstream = torch.zeros_like(run.final, dtype=model.head.dtype)
     for row, walk in walks.items():
         rows = _predicting(traces[row], generations[row].response_token_ids)
         upstream[row, rows] = walk.by_states.to(upstream)
-    gradients = run.at_anchor(torch.autograd.grad(run.final, run.states, grad_outputs=upstream))
-    by_layer = gradients.abs().sum(dim=2)
+    by_layer = at_anchor(run, upstream).abs().sum(dim=2)
     check_felt(model, generations, layers, by_layer, upstream)
     return by_layer.sum(dim=0)
+
+
+def at_anchor(run: Replay, upstream: Tensor) -> Tensor:
+    """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more)."""
+    exponent = loss_scale(upstream, run.final.dtype)
+    for _ in range(_TRIES):
+        scaled = torch.ldexp(upstream, exponent).to(run.final)
+        found = run.at_anchor(torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=True))
+        overflown = ~torch.isfinite(found).all(dim=2).all(dim=0)
+        if run.final.dtype != torch.float16 or not overflown.any():
+            break
+        exponent[overflown.to(exponent.device)] -= _LESS
+    return torch.ldexp(found, -exponent[:, 0].to(found))
+
+
+def loss_scale(upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """The exponents of 2 (… × 1 × 1) by which each ∂ℓ/∂H (… × S × d) is to be multiplied for a backward in ``dtype``.
+
+    Numbers below 6e-8 are nil in float16 and above 65504 infinite, so there the largest is brought to about 1. Every
+    other type has the range for it: 0.
+    """
+    size = upstream.abs().amax(dim=(-2, -1), keepdim=True)
+    if dtype != torch.float16:
+        return torch.zeros_like(size)
+    return torch.where(size > 0, -torch.log2(size.clamp_min(torch.finfo(size.dtype).tiny)), 0.0).round()
 
 
 def check_felt(
@@ -280,16 +325,22 @@ def answer_states(model: Any, view: Any, generation: Generation) -> Tensor:
 
 
 @torch.no_grad()
-def read_head(head: Head, states: Tensor, answer: Sequence[int], *, logits: Sequence[Tensor] | None = None) -> Reading:
+def read_head(
+    head: Head, states: Tensor | None, answer: Sequence[int], *, logits: Sequence[Tensor] | None = None
+) -> Reading:
     """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins.
 
     Args:
         head: of the model.
-        states: H, the final states that predict the answer.
+        states: H, the final states that predict the answer; may be None where the logits are at hand.
         answer: ŷ, length T.
         logits: of these states, a row of V for each token, where they are at hand.
     """
-    rows = head.logits(states) if logits is None else torch.stack(list(logits)).to(head.dtype)
+    if logits is not None:
+        rows = torch.stack(list(logits)).to(head.dtype)
+    else:
+        assert states is not None
+        rows = head.logits(states)
     logp = torch.log_softmax(rows, dim=-1)
     targets = torch.tensor(answer, device=logp.device)[:, None]
     logprobs = logp.gather(1, targets)[:, 0]

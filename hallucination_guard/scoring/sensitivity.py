@@ -19,7 +19,7 @@ import torch
 from hallucination_guard.anchor import end_of_user_text, offsets_of
 from hallucination_guard.errors import AnchorError, ScoringError
 from hallucination_guard.replay import replay
-from hallucination_guard.scoring.gradients import GradientSettings, walk_head
+from hallucination_guard.scoring.gradients import GradientSettings, loss_scale, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.template import question_of
 from hallucination_guard.types import Generation
@@ -113,12 +113,15 @@ def prompt_sensitivity(
     with undisturbed(model.model, grad=True):
         run = replay(model.model, model.layout, [model.trace_ids(ids, 0, layers)], layers)
         final = run.final[0, -len(answer) :].detach()
-        upstream = torch.zeros_like(run.final)
         walk = walk_head(model.head, final, answer, weighting=settings.weighting)
+        upstream = torch.zeros_like(run.final, dtype=walk.by_states.dtype)
         upstream[0, -len(answer) :] = walk.by_states.to(upstream)
-        (gradient,) = torch.autograd.grad(run.final, run.states, grad_outputs=upstream)
+        exponent = loss_scale(upstream, run.final.dtype)
+        scaled = torch.ldexp(upstream, exponent).to(run.final)
+        (gradient,) = torch.autograd.grad(run.final, run.states, grad_outputs=scaled)
     scale = 1.0 if settings.reduction == "sum" else 1.0 / len(answer)
-    found = gradient[0, : len(generation.prompt_token_ids)].to(torch.float64).abs().mean(dim=-1) * scale
+    found = torch.ldexp(gradient[0, : len(generation.prompt_token_ids)].to(torch.float64), -exponent[0])
+    found = found.abs().mean(dim=-1) * scale
     if not torch.isfinite(found).all():
         raise ScoringError(
             "the gradient at the prompt is not finite",

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hallucination_guard.errors import InputError, ScoringError
 from hallucination_guard.replay import Replay, Trace, replay
-from hallucination_guard.scoring.gradients import GradientSettings, check_felt, read_head, walk_head
+from hallucination_guard.scoring.gradients import GradientSettings, check_felt, loss_scale, read_head, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
 from hallucination_guard.types import Generation
@@ -123,10 +123,13 @@ def _measure(
     rest = 1 - chosen.sum(dim=0, keepdim=True)  # what is in no span, less what is in several: then g is the rows' sum
     if rest.any():
         chosen = torch.cat([chosen, rest])
-    upstream = torch.zeros(len(chosen), *run.final.shape, dtype=run.final.dtype, device=run.final.device)
+    upstream = torch.zeros(len(chosen), *run.final.shape, dtype=walk.by_states.dtype, device=run.final.device)
     upstream[:, 0, -length:] = (chosen[:, :, None] * walk.by_states).to(upstream)
-    by_layer = [each[:, 0, trace.row].to(torch.float64).cpu() for each in _backward(run, upstream)]
-    by_row = torch.stack(by_layer, dim=1)  # (rows × layers × d); the layers may be on several devices
+    exponent = loss_scale(upstream, run.final.dtype)
+    found = _backward(run, torch.ldexp(upstream, exponent).to(run.final))
+    # (rows × layers × d); the layers may be on several devices
+    by_row = torch.stack([each[:, 0, trace.row].to(torch.float64).cpu() for each in found], dim=1)
+    by_row = torch.ldexp(by_row, -exponent[:, 0].cpu())
     whole = by_row.sum(dim=0)
     check_felt(model, [generation], layers, whole.abs().sum(dim=-1)[:, None], upstream.sum(dim=0))
     scale = 1.0 if settings.reduction == "sum" else 1.0 / length

@@ -14,7 +14,9 @@ import torch
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.guard import Guard
 from hallucination_guard.model import WhiteBoxModel
+from hallucination_guard.replay import replay
 from hallucination_guard.scoring import Cascade, HybridGrad, Likelihood, prompt_sensitivity, semgrad_by_span
+from hallucination_guard.scoring.gradients import at_anchor
 from hallucination_guard.testing import _SIZES, MemorySink, tiny_model, tiny_tokenizer
 from hallucination_guard.types import Generation
 from hallucination_guard_policies import Accept
@@ -226,3 +228,27 @@ def test_a_record_from_before_the_path_was_logged_can_be_read() -> None:
     Guard(WhiteBoxModel(tiny_model(), tiny_tokenizer()), policy=Accept(), audit=sink)("Who?")
     old = {key: value for key, value in sink.records[0].to_json_dict().items() if key != "prefix"}
     assert AuditRecord.from_json_dict(old) == replace(sink.records[0], prefix=None)
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.bfloat16, 0.2), (torch.float16, 0.02)], ids=str)
+def test_in_half_precision_within_its_rounding(dtype: torch.dtype, off: float) -> None:
+    exact, half = (WhiteBoxModel(tiny_model(dtype=each), tiny_tokenizer()) for each in (torch.float32, dtype))
+    wanted, got = (HybridGrad()(each, each.read(QUESTIONS[0], answer="me or you")).scores for each in (exact, half))
+    assert dict(got) == pytest.approx(dict(wanted), rel=off)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e3], ids=["underflow", "as it is", "overflow"])
+def test_in_float16_gradients_too_small_or_too_large_for_it_are_not_lost(size: float) -> None:
+    model = tiny_model("gpt2", dtype=torch.float32)
+    white = WhiteBoxModel(model, tiny_tokenizer())
+    generation = white.read(QUESTIONS[0], answer="me or you")
+    layers = white.deep_layers
+    found = []
+    for each in (model, tiny_model("gpt2", dtype=torch.float16)):
+        other = WhiteBoxModel(each, tiny_tokenizer())
+        with torch.enable_grad():
+            run = replay(each, other.layout, [other.trace(replace(generation, model=other.identity), layers)], layers)
+        upstream = torch.zeros(run.final.shape)
+        upstream[0, -len(generation.response_token_ids) :] = size * torch.linspace(-1, 1, 32)
+        found.append(at_anchor(run, upstream))
+    assert torch.allclose(found[1], found[0], rtol=0.05, atol=0.01 * float(found[0].abs().max()))

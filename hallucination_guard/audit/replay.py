@@ -1,0 +1,476 @@
+"""Run any policy over an existing log, without a model: what it would have decided, and what that would have cost.
+
+A record holds what a decision was taken from, so the decision can be taken again, by another policy, another threshold
+or another calibration. What the log can not say is not guessed: where a policy wants a draft that was never drawn, the
+outcome is unknown and counted apart.
+
+Replayed is the policy, not the world. What is taken from the log as it was: the drafts and their scores, a redraw for a
+redraw and a retrieval for a retrieval (whatever their settings), a retrieval or an escalation that failed, the guard's
+own limit of attempts, and the seconds of generating and scoring (waiting is not in the log, so a time budget is
+replayed as a lower bound).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, assert_never
+
+from hallucination_guard.audit.chain import canonical
+from hallucination_guard.audit.record import AuditRecord
+from hallucination_guard.errors import AuditError, CalibrationMismatch, ConfigurationError, MissingExtra, PolicyError
+from hallucination_guard.types import (
+    LOWER_IS_LESS_CERTAIN,
+    Decision,
+    ModelIdentity,
+    Policy,
+    Redraw,
+    Score,
+    ScorerIdentity,
+    Situation,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from hallucination_guard.calibration import Calibration
+
+__all__ = [
+    "Final",
+    "Flip",
+    "Replayed",
+    "Request",
+    "Tally",
+    "Verdicts",
+    "clopper_pearson",
+    "replay",
+    "replay_each",
+    "requests",
+]
+
+Final: TypeAlias = Literal["accept", "abstain", "escalate"]
+"""How a call can end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call, as the log has it.
+
+    Args:
+        id: ``request_id`` of its records.
+        attempts: its drafts' records, from attempt 1 on without a gap; empty if the log does not have the first.
+        last: the record of the last draft that the log has.
+    """
+
+    id: str
+    attempts: tuple[AuditRecord, ...]
+    last: AuditRecord
+
+    @property
+    def decided(self) -> Final | None:
+        """How the call ended; None if the log does not say: it was interrupted, or the log ends within it."""
+        if self.last.rule == "interrupted" or self.last.decision in ("retry", "retrieve"):
+            return None
+        return self.last.decision  # type: ignore[return-value]  # the two others of Action are ruled out above
+
+
+def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
+    """Gather the records of each call, which is given as soon as its end is seen: memory holds open calls only.
+
+    The record of an escalation's answer is no draft of the model and is left out.
+    """
+    open_calls: dict[str, list[AuditRecord]] = {}
+    escalated: set[str] = set()  # an escalation's answer has a record of its own, after the one that ends the call
+    for record in records:
+        name = record.request_id
+        if name in escalated and record.decision == "escalate":
+            escalated.discard(name)
+            continue
+        open_calls.setdefault(name, []).append(record)
+        if record.decision not in ("retry", "retrieve"):
+            if record.decision == "escalate":
+                escalated.add(name)
+            yield _request(name, open_calls.pop(name))
+    for name, found in open_calls.items():
+        yield _request(name, found)
+
+
+def _request(name: str, found: Sequence[AuditRecord]) -> Request:
+    gap = next((at for at, record in enumerate(found) if record.attempt != at + 1), len(found))
+    return Request(id=name, attempts=tuple(found[:gap]), last=found[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What became of the requests of a log.
+
+    Args:
+        requests: all of them.
+        accepted: ended with the model's answer.
+        abstained: ended without one.
+        escalated: were handed on.
+        unknown: the rest.
+        attempts: drafts that the known ones took.
+        redraws: of these, drawn again.
+        retrievals: of these, drawn after looking something up.
+        right: accepted answers that are labelled right.
+        wrong: accepted answers that are labelled wrong.
+    """
+
+    requests: int = 0
+    accepted: int = 0
+    abstained: int = 0
+    escalated: int = 0
+    unknown: int = 0
+    attempts: int = 0
+    redraws: int = 0
+    retrievals: int = 0
+    right: int = 0
+    wrong: int = 0
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of requests that are known to be accepted; None without requests."""
+        return self.accepted / self.requests if self.requests else None
+
+    @property
+    def coverage_at_most(self) -> float | None:
+        """The same if all that is unknown were accepted."""
+        return (self.accepted + self.unknown) / self.requests if self.requests else None
+
+    @property
+    def mean_attempts(self) -> float | None:
+        """Drafts a request, of those whose outcome is known."""
+        known = self.requests - self.unknown
+        return self.attempts / known if known else None
+
+    @property
+    def error(self) -> float | None:
+        """Share of wrong ones among the accepted answers that have a label; None without such."""
+        labelled = self.right + self.wrong
+        return self.wrong / labelled if labelled else None
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Clopper–Pearson interval of :attr:`error`; None without labels.
+
+        It holds if the labelled answers are a random draw of the accepted ones, for one policy fixed beforehand.
+        """
+        return clopper_pearson(self.wrong, self.right + self.wrong, level) if self.right + self.wrong else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """A request that would end otherwise.
+
+    Args:
+        request_id: of the call.
+        id: of the record that ended it.
+        was: how it ended.
+        now: how it would end.
+        was_attempt: the draft that the end was about.
+        now_attempt: the draft that it would be about.
+    """
+
+    request_id: str
+    id: str
+    was: Final
+    now: Final
+    was_attempt: int
+    now_attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """A policy's decisions over a log, beside the log's own.
+
+    Args:
+        policy: hash of its description, as records name it.
+        now: what it makes of the requests.
+        then: what was made of them.
+        flips: requests that are known to end otherwise: by another verb, or by accepting another draft.
+        unknown_because: how many outcomes are unknown for which reason.
+    """
+
+    policy: str
+    now: Tally
+    then: Tally
+    flips: tuple[Flip, ...]
+    unknown_because: Mapping[str, int] = field(default_factory=dict)
+
+
+class Verdicts:
+    """Makes verdicts of records: with their own confidence, or with what another calibration says.
+
+    Args:
+        calibration: whose word to take; None for the recorded confidence.
+        policy: of a calibration with certificates, those that cover this policy are used.
+    """
+
+    def __init__(self, calibration: Calibration | None = None, policy: Policy | None = None) -> None:
+        self.calibration = calibration
+        self._policy = policy
+        covered = () if calibration is None or policy is None else calibration.covering(policy)
+        self._certificates: tuple[Any, ...] = tuple(covered)
+        self._identities: list[tuple[Any, Any, ScorerIdentity]] = []
+
+    def __call__(self, record: AuditRecord) -> Verdict:
+        """The verdict that the record was decided on, or would have been.
+
+        Raises:
+            CalibrationMismatch: the calibration was fitted on another model or scorer than the record's.
+            CalibrationError: it has no certificate that keeps the risk that the policy asks for.
+            AuditError: the record's score can not be.
+        """
+        scorer = self._scorer(record)
+        try:
+            score = Score(status=record.status, scorer=scorer, reason=record.detail, scores=record.scores)
+            if self.calibration is None:
+                return Verdict(score=score, confidence=record.confidence)
+        except (ValueError, TypeError) as error:
+            raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
+        # As the guard does: what was certified of single drafts says nothing about a second one. Whether scores had
+        # drifted by then, only a decision by this rule says.
+        holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
+        suspended = record.reason if record.rule == "suspended" else ""
+        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
+
+    def doubt(self, verdict: Verdict) -> tuple[bool, float] | None:
+        """How the guard orders drafts, the most certain first; None if the log does not say what it ordered by."""
+        score = verdict.score
+        if score.status != "scored":
+            return (True, 0.0)
+        if self.calibration is not None:
+            return (False, self.calibration.value(score))
+        if verdict.confidence is not None:
+            return (False, -verdict.confidence)
+        name = score.scorer.name  # a scorer is named after the score that it is about
+        if name not in score.scores:
+            if len(score.scores) > 1:
+                return None
+            [name] = score.scores
+        value = score.scores[name]
+        return (False, -value if name in LOWER_IS_LESS_CERTAIN else value)
+
+    def _scorer(self, record: AuditRecord) -> ScorerIdentity:
+        """A log has few models and scorers and many records: each pair is built and checked once."""
+        for model, scorer, known in self._identities:
+            if model == record.model and scorer == record.scorer:
+                return known
+        try:
+            plain = record.to_json_dict()
+            identity = ScorerIdentity(**plain["scorer"])
+            if self.calibration is not None:
+                self.calibration.check(ModelIdentity(**plain["model"]), identity, self._policy)
+        except CalibrationMismatch as error:
+            raise CalibrationMismatch(f"record {record.id}: {error.message}", hint=error.hint) from None
+        except TypeError:
+            raise AuditError(
+                f"the record {record.id} does not name its model and scorer in full", hint="verify the log"
+            ) from None
+        self._identities.append((record.model, record.scorer, identity))
+        return identity
+
+
+def replay(
+    records: Iterable[AuditRecord],
+    policy: Policy,
+    *,
+    calibration: Calibration | None = None,
+    labels: Mapping[str, bool] | None = None,
+) -> Replayed:
+    """Run a policy over the records of a log.
+
+    Args:
+        records: in the order of the log, for example :func:`~hallucination_guard.audit.records` of its path.
+        policy: decides; what its decisions would call is never called.
+        calibration: whose confidence to use instead of the recorded one.
+        labels: of one judge: whether the answer of a record was right, by the record's id.
+
+    Raises:
+        CalibrationMismatch: the calibration was fitted on another model or scorer than a record's.
+        PolicyError: the policy decides what is no decision.
+        AuditError: a record can not be read.
+    """
+    return replay_each(records, [policy], calibration=calibration, labels=labels)[0]
+
+
+def replay_each(
+    records: Iterable[AuditRecord],
+    policies: Sequence[Policy],
+    *,
+    calibration: Calibration | None = None,
+    labels: Mapping[str, bool] | None = None,
+) -> list[Replayed]:
+    """:func:`replay` for each of several policies, reading the records once."""
+    shared, known = Verdicts(calibration), labels or {}
+    runs = [_Run(policy, shared) for policy in policies]
+    for request in requests(records):
+        read = [shared(record) for record in request.attempts]
+        for run in runs:
+            run.add(request, read, known)
+    return [run.replayed() for run in runs]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a call would end, about which attempt's draft; or why that is unknown."""
+
+    action: Final | None
+    judged: int = 0
+    why: str = ""
+
+
+class _Run:
+    """One policy on its way through a log."""
+
+    def __init__(self, policy: Policy, shared: Verdicts) -> None:
+        self._policy = policy
+        self._hash = hashlib.sha256(canonical(policy.describe()).encode("ascii")).hexdigest()
+        self._as_recorded = shared.calibration is None
+        self._needs_confidence = bool(getattr(policy, "needs_confidence", False))
+        self._needs_risk = getattr(policy, "needs_risk", None) is not None
+        # Which certificates hold depends on the policy; all else of a verdict does not, and is shared.
+        self._verdicts = Verdicts(shared.calibration, policy) if self._needs_risk else shared
+        self._now: Counter[str] = Counter()
+        self._then: Counter[str] = Counter()
+        self._flips: list[Flip] = []
+        self._unknown: Counter[str] = Counter()
+
+    def add(self, request: Request, verdicts: Sequence[Verdict], labels: Mapping[str, bool]) -> None:
+        moves: Counter[str] = Counter()
+        if self._needs_risk:
+            verdicts = [self._verdicts(record) for record in request.attempts]
+        end = self._end_of(request.attempts, verdicts, moves)
+        was, last = request.decided, request.last
+        _count(self._now, request, end.action, end.judged, moves, labels)
+        made = Counter(record.decision for record in request.attempts[:-1])
+        _count(self._then, request, was, last.judged, made, labels)
+        if end.action is None:
+            self._unknown[end.why] += 1
+        elif was is not None and (was != end.action or (was == "accept" and last.judged != end.judged)):
+            flip = Flip(
+                request_id=request.id,
+                id=last.id,
+                was=was,
+                now=end.action,
+                was_attempt=last.judged,
+                now_attempt=end.judged,
+            )
+            self._flips.append(flip)
+
+    def _end_of(self, attempts: Sequence[AuditRecord], verdicts: Sequence[Verdict], moves: Counter[str]) -> _End:
+        """The guard's loop, with the log in place of the model."""
+        judged = 0
+        redraw: Redraw | None = None
+        rules: list[str] = []
+        seconds = 0.0
+        if not attempts:
+            return _End(None, why="the log does not have the first attempt")
+        for at, (record, verdict) in enumerate(zip(attempts, verdicts, strict=True)):
+            if record.rule == "interrupted" and record.status != "scored":
+                return _End(None, why="the call was interrupted before the draft was scored")
+            if self._needs_confidence and record.status == "scored" and verdict.confidence is None:
+                return _End(None, why="the policy speaks of confidence and the record has none")
+            if self._needs_risk and self._as_recorded:
+                return _End(None, why="the policy speaks of max_risk and no calibration was given")
+            seconds += sum(record.seconds.values())
+            if redraw is None or redraw.keep == "last":  # also after a retrieval: another prompt, judged afresh
+                judged = at
+            else:
+                old, new = (self._verdicts.doubt(verdicts[each]) for each in (judged, at))
+                if old is None or new is None:
+                    return _End(None, why="the log does not say by which score the best draft was chosen")
+                # Drafts that an isotonic map gives one confidence were told apart by a score: the log says how.
+                if new < old or (new == old and self._as_recorded and record.judged == at + 1):
+                    judged = at
+            situation = Situation(attempt=record.attempt, rules=tuple(rules), seconds=seconds)
+            decision = self._policy(verdicts[judged], situation)
+            if not isinstance(decision, Decision):
+                raise PolicyError(f"the policy decided {decision!r}", hint="a policy gives a Decision, also to accept")
+            rules.append(decision.rule)
+            match decision.action:
+                case "accept" | "abstain":
+                    return _End(decision.action, judged + 1)
+                case "escalate":
+                    return _End("abstain" if record.rule == "escalate_failed" else "escalate", judged + 1)
+                case "retry" | "retrieve":
+                    if self._ended_then(record, decision):
+                        return _End("abstain", judged + 1)
+                    if record.decision != decision.action or at + 1 == len(attempts):
+                        return _End(None, why=f"the log has no attempt after the {decision.action} that is wanted")
+                    moves[decision.action] += 1
+                    redraw = decision.move if isinstance(decision.move, Redraw) else None
+                case _:
+                    assert_never(decision.action)
+        raise AssertionError("every decision ends the call or has a next attempt")
+
+    def _ended_then(self, record: AuditRecord, decision: Decision) -> bool:
+        """Whether the attempt that the policy wants could not be had when the log was written."""
+        if record.rule in ("max_attempts", f"{decision.action}_failed"):
+            return True
+        # The same policy on the same verdict wanted it too, and only its time budget, of which the log knows a lower
+        # bound, was in the way.
+        same = self._as_recorded and record.policy.get("hash") == self._hash
+        return same and record.rule == "budget"
+
+    def replayed(self) -> Replayed:
+        return Replayed(
+            policy=self._hash,
+            now=Tally(**self._now),
+            then=Tally(**self._then),
+            flips=tuple(self._flips),
+            unknown_because=MappingProxyType(dict(self._unknown)),
+        )
+
+
+_COUNTED = {"accept": "accepted", "abstain": "abstained", "escalate": "escalated", None: "unknown"}
+
+
+def _count(
+    counts: Counter[str],
+    request: Request,
+    action: Final | None,
+    judged: int,
+    moves: Mapping[Any, int],
+    labels: Mapping[str, bool],
+) -> None:
+    counts["requests"] += 1
+    counts[_COUNTED[action]] += 1
+    if action is None:
+        return
+    redraws, retrievals = moves.get("retry", 0), moves.get("retrieve", 0)
+    counts["redraws"] += redraws
+    counts["retrievals"] += retrievals
+    counts["attempts"] += 1 + redraws + retrievals
+    if action == "accept" and judged <= len(request.attempts):
+        label = labels.get(request.attempts[judged - 1].id)
+        if label is not None:
+            counts["right" if label else "wrong"] += 1
+
+
+def clopper_pearson(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided interval of a share.
+
+    Args:
+        wrong: k.
+        of: n, at least 1.
+        level: probability with which it holds the true share, at least.
+
+    Raises:
+        ConfigurationError: if these can not be.
+        MissingExtra: if scipy is not installed.
+    """
+    if not (0 <= wrong <= of and of > 0 and 0.0 < level < 1.0):
+        raise ConfigurationError(f"an interval for {wrong!r} of {of!r} at the level {level!r}", hint="0 ≤ k ≤ n, n > 0")
+    try:
+        from scipy.stats import beta
+    except ImportError:
+        raise MissingExtra(
+            "an interval of the error needs scipy", hint="pip install 'hallucination-guard-semgrad[calibrate]'"
+        ) from None
+    tail = (1.0 - level) / 2
+    low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
+    high = 1.0 if wrong == of else float(beta.ppf(1.0 - tail, wrong + 1, of - wrong))
+    return low, high

@@ -12,7 +12,7 @@
     ├── AnchorError          no semantics-preserving token can be named
     ├── ScoringError         the arithmetic gave no finite number
     ├── CalibrationError     a calibration that can not be fitted, read or applied
-    │   └── CalibrationMismatch   it was fitted on another model, template, dtype or scorer
+    │   └── CalibrationMismatch   it was fitted on another model, template, dtype, scorer or policy
     ├── CallError            a retriever or an escalation target failed
     │   └── CallTimeout      … or did not answer in time
     └── AuditError           the log can not be written, read or trusted
@@ -94,7 +94,7 @@ class CalibrationError(GuardError):
 
 
 class CalibrationMismatch(CalibrationError):
-    """A calibration fitted on another model, template, dtype or scorer."""
+    """A calibration fitted on another model, template, dtype, scorer or policy."""
 
 
 class CallError(GuardError):

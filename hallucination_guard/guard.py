@@ -24,6 +24,8 @@ from tenacity import Retrying, retry_if_result
 from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.calibration import Calibration
 from hallucination_guard.calls import ask, look_up
+from hallucination_guard.certificate import Certificate
+from hallucination_guard.drift import DriftMonitor
 from hallucination_guard.errors import (
     AuditError,
     CallError,
@@ -105,6 +107,8 @@ class Guard:
         scorer: measures; HybridGrad by default.
         calibration: turns scores into confidences; needed by a policy that speaks of confidence.
         audit: where the record of every attempt goes; without one nothing is kept.
+        drift: notices when scores no longer look like the calibration's, and suspends certificates from then on; by
+            default one is made for a calibration whose certificates cover the policy.
         generation: defaults for every call: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
             ``question`` (see ``WhiteBoxModel.generate``).
         max_attempts: after so many answers a policy's wish for another is an abstention, whatever its own budget says.
@@ -122,6 +126,7 @@ class Guard:
         scorer: Scorer | None = None,
         calibration: Calibration | None = None,
         audit: Sink | None = None,
+        drift: DriftMonitor | None = None,
         generation: Mapping[str, Any] | None = None,
         max_attempts: int = 16,
         batch_size: int = 8,
@@ -149,6 +154,9 @@ class Guard:
         self.scorer = scorer
         self.calibration = calibration
         self.audit = audit
+        self.drift = drift
+        self._watched: Calibration | None = None
+        self._certificates: tuple[Certificate, ...] = ()
         self.generation = _checked(generation or {})
         self.max_attempts = max_attempts
         self.batch_size = batch_size
@@ -225,8 +233,22 @@ class Guard:
         return [call.outcome for call in calls if call.outcome is not None]
 
     def _check_calibration(self) -> None:
-        if self.calibration is not None:
-            self.calibration.check(self.model.identity, self.scorer.identity)
+        needs_risk = getattr(self.policy, "needs_risk", None) is not None
+        if needs_risk and (uncovered := getattr(self.policy, "uncertified", "")):
+            raise PolicyError(uncovered, hint="let every rule of the policy say the same max_risk")
+        if self.calibration is None:
+            if needs_risk:
+                raise ConfigurationError(
+                    "the policy speaks of max_risk and the guard has no calibration",
+                    hint="give one with certificates: hallucination-guard calibrate --alpha ...",
+                )
+            self._certificates = ()
+            return
+        self.calibration.check(self.model.identity, self.scorer.identity, self.policy)
+        self._certificates = self.calibration.covering(self.policy)
+        if self._certificates and (self.drift is None or self._watched not in (None, self.calibration)):
+            self.drift = DriftMonitor(self.calibration.reference)  # a new calibration is watched afresh
+        self._watched = self.calibration
 
     def _round(self, calls: Sequence[_Call]) -> list[_Call]:
         """One attempt for every call without an outcome; those that want another."""
@@ -292,10 +314,7 @@ class Guard:
         call.seconds["score"] += score.seconds
         call.tokens["in"] += len(generation.prompt_token_ids)
         call.tokens["out"] += len(generation.response_token_ids)
-        confidence = None
-        if self.calibration is not None and score.status == "scored":
-            confidence = self.calibration.confidence(score)
-        verdict = Verdict(score=score, confidence=confidence)
+        verdict = self._verdict(call, score)
         call.newest = _Draft(attempt=call.attempt, generation=generation, verdict=verdict)
         if call.judged is None or call.redraw is None or call.redraw.keep == "last":
             call.judged = call.newest
@@ -305,12 +324,23 @@ class Guard:
         call.rules.append(decision.rule)
         self._carry_out(call, call.judged, decision)
 
+    def _verdict(self, call: _Call, score: Score) -> Verdict:
+        """What the score means. Drift is noticed by first drafts, as the calibration's reference is made of them."""
+        if self.calibration is None:
+            return Verdict(score=score)
+        if self.drift is not None and call.attempt == 1 and score.status == "scored":
+            self.drift.observe(self.calibration.value(score))
+        # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
+        holding = [each for each in self._certificates if each.policy is not None or call.attempt == 1]
+        suspended = "" if self.drift is None else self.drift.suspended
+        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
+
     def _doubt(self, draft: _Draft) -> tuple[bool, float]:
         verdict = draft.verdict
         if verdict.score.status != "scored":
             return (True, 0.0)
-        if verdict.confidence is not None:
-            return (False, -verdict.confidence)
+        if self.calibration is not None:  # not by the confidence, of which an isotonic map gives many drafts the same
+            return (False, self.calibration.value(verdict.score))
         value = verdict.score.scores[self.scorer.primary]
         return (False, -value if self.scorer.primary in LOWER_IS_LESS_CERTAIN else value)
 

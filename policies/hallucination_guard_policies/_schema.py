@@ -22,8 +22,18 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Confidence(_Part):
-    confidence: float = Field(gt=0, le=1, description="calibrated P(correct) in (0, 1]; raw scores go under 'above'")
+class Certain(_Part):
+    confidence: float | None = Field(
+        None, gt=0, le=1, description="calibrated P(correct) in (0, 1]; raw scores go under 'above'"
+    )
+    max_risk: float | None = Field(None, gt=0, lt=1, description="a certified share of wrong answers in (0, 1)")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        given = [key for key in type(self).model_fields if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise _choice(given, "number", "confidence: … or max_risk: …")
+        return self
 
 
 class Raw(_Part):
@@ -32,7 +42,7 @@ class Raw(_Part):
 
 
 class _Threshold(_Part):
-    below: Confidence | None = Field(None, description="{confidence: 0.5}")
+    below: Certain | None = Field(None, description="{confidence: 0.5} or {max_risk: 0.1}")
     above: Raw | None = Field(None, description="{score: hybridgrad, limit: 3.5e-4}")
     name: str | None = Field(None, pattern="^[a-z][a-z0-9_]*$", description="lower-case letters, digits, underscores")
 
@@ -40,7 +50,7 @@ class _Threshold(_Part):
     def _one_kind(self) -> Self:
         given = [key for key in ("below", "above") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise _choice(given, "threshold", "below: {confidence: …} or above: {score: …, limit: …}")
+            raise _choice(given, "threshold", "below: {confidence: … or max_risk: …} or above: {score: …, limit: …}")
         return self
 
     def settings(self, confidence: float | None) -> dict[str, Any]:
@@ -49,6 +59,8 @@ class _Threshold(_Part):
         if self.above is not None:
             return {**own, "score": self.above.score, "limit": self.above.limit}
         assert self.below is not None  # _one_kind saw to it
+        if self.below.max_risk is not None:
+            return {**own, "max_risk": self.below.max_risk}
         return {**own, "confidence": self.below.confidence if confidence is None else confidence}
 
 

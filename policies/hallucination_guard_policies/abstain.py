@@ -19,6 +19,7 @@ class AbstainBelow(Below):
         confidence: accepts from here up, in (0, 1].
         score: or: name of a raw score that is higher where the model is less certain.
         limit: accepts up to here.
+        max_risk: or: accepts what a certificate of at most this risk lets through, in (0, 1).
         name: of the rule, for the log; ``abstain_below`` when not given.
     """
 

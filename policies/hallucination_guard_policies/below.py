@@ -27,6 +27,7 @@ _TAKEN = frozenset(
         "on_error",
         "on_unscorable",
         "retrieve_failed",
+        "suspended",
         "uncalibrated",
         "unknown_score",
     ]
@@ -41,6 +42,7 @@ class Below(Threshold, Composable):
         confidence: accepts from here up, in (0, 1].
         score: or: name of a raw score that is higher where the model is less certain.
         limit: accepts up to here.
+        max_risk: or: accepts what a certificate of at most this risk lets through, in (0, 1).
         name: of the rule, for the log; the class name in snake case when not given.
     """
 
@@ -89,6 +91,11 @@ class ActBelow(Below):
     def __post_init__(self) -> None:
         Below.__post_init__(self)
         count("times", self.times)
+
+    @property
+    def redraws(self) -> bool:
+        """Whether it makes further attempts."""
+        return self.action in ("retry", "retrieve")
 
     @property
     def counted(self) -> str:

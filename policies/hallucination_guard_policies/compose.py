@@ -51,6 +51,27 @@ class Composable(ABC):
         """Whether it can only read verdicts that were calibrated."""
         return any(getattr(part, "needs_confidence", False) for part in self.parts)
 
+    @property
+    def needs_risk(self) -> float | None:
+        """The smallest risk that a certificate has to keep for it; None if it does not speak of risk."""
+        return min(
+            (risk for part in self.parts if (risk := getattr(part, "needs_risk", None)) is not None), default=None
+        )
+
+    @property
+    def redraws(self) -> bool:
+        """Whether it makes further attempts; a part that does not say is taken to."""
+        return any(getattr(part, "redraws", True) for part in self.parts)
+
+    @property
+    def uncertified(self) -> str:
+        """What it lets through that no certificate of its ``max_risk`` covers, in words; empty when there is nothing.
+
+        A certificate is about the answers that one threshold lets through, no more and no fewer.
+        """
+        risk = self.needs_risk
+        return "" if risk is None else _uncertified(self, risk)
+
     def __or__(self, other: Policy) -> FirstObjection:
         return FirstObjection((self, other)) if _is_policy(other) else NotImplemented
 
@@ -188,6 +209,20 @@ def _silences(first: Policy, later: Policy) -> bool:
     return isinstance(first, Composable) and first.final and first.covers(later)
 
 
+def _uncertified(policy: Policy, risk: float) -> str:
+    if isinstance(policy, Threshold):
+        return "" if policy.max_risk == risk else f"{_label(policy)} stands beside max_risk {risk:g}"
+    for name in ("on_unscorable", "on_error"):
+        if getattr(policy, name, None) == "accept":
+            return f"{name} accepts answers without a score, beside max_risk {risk:g}"
+    parts = getattr(policy, "parts", ())
+    if isinstance(policy, BothObject):  # one acceptance is enough here, so each side has to be certified
+        for part in parts:
+            if getattr(part, "needs_risk", None) is None:
+                return f"{_label(part)} accepts by itself, beside max_risk {risk:g}"
+    return next((words for part in parts if (words := _uncertified(part, risk))), "")
+
+
 def _label(policy: Policy) -> str:
     if isinstance(policy, BothObject):
         return " & ".join(map(_label, policy.parts))
@@ -195,4 +230,6 @@ def _label(policy: Policy) -> str:
         return type(policy).__name__
     if policy.confidence is not None:
         return f"{getattr(policy, 'rule', '')} (confidence below {policy.confidence:g})"
+    if policy.max_risk is not None:
+        return f"{getattr(policy, 'rule', '')} (risk above {policy.max_risk:g})"
     return f"{getattr(policy, 'rule', '')} ({policy.score} above {policy.limit:g})"

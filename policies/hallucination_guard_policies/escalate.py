@@ -20,6 +20,7 @@ class EscalateBelow(ActBelow):
         confidence: accepts from here up, in (0, 1].
         score: or: name of a raw score that is higher where the model is less certain.
         limit: accepts up to here.
+        max_risk: or: accepts what a certificate of at most this risk lets through, in (0, 1).
         name: of the rule, for the log; ``escalate_below`` when not given.
         times: escalations in one call; then it is spent.
         to: ``callable(messages)`` or an object with ``invoke(messages)``; it may be async. None hands over to the

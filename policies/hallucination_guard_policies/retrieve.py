@@ -26,6 +26,7 @@ class RetrieveBelow(ActBelow):
         confidence: accepts from here up, in (0, 1].
         score: or: name of a raw score that is higher where the model is less certain.
         limit: accepts up to here.
+        max_risk: or: accepts what a certificate of at most this risk lets through, in (0, 1).
         name: of the rule, for the log; ``retrieve_below`` when not given.
         times: retrievals in one call; then it is spent.
         retriever: ``callable(query)`` or an object with ``invoke(query)``; it may be async.

@@ -21,6 +21,7 @@ class RetryBelow(ActBelow):
         confidence: accepts from here up, in (0, 1].
         score: or: name of a raw score that is higher where the model is less certain.
         limit: accepts up to here.
+        max_risk: or: accepts what a certificate of at most this risk lets through, in (0, 1).
         name: of the rule, for the log; ``retry_below`` when not given.
         times: redraws in one call; then it is spent.
         temperature: of the redraw, above 0: a greedy redraw would repeat the draft.

@@ -1,4 +1,4 @@
-"""Whether a verdict is certain enough."""
+"""Whether a verdict is certain enough: by confidence, by one raw score, or by a certified risk."""
 
 from __future__ import annotations
 
@@ -30,30 +30,38 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """Certain enough by calibrated confidence, or by one raw score.
+    """Certain enough by calibrated confidence, by one raw score, or by a certificate.
 
     Args:
         confidence: passes from here up, in (0, 1].
         score: name of a raw score that is higher where the model is less certain.
         limit: the raw score passes up to here.
+        max_risk: passes what a certificate of at most this risk lets through, in (0, 1): of all the answers that pass
+            at most this share is wrong.
 
     Raises:
-        PolicyError: on both kinds or none, or a number out of range.
+        PolicyError: on several kinds or none, or a number out of range.
     """
 
     confidence: float | None = None
     score: str | None = None
     limit: float | None = None
+    max_risk: float | None = None
 
     def __post_init__(self) -> None:
-        given = (self.confidence is not None, self.score is not None, self.limit is not None)
-        if given not in ((True, False, False), (False, True, True)):
+        names = ("confidence", "score", "limit", "max_risk")
+        given = tuple(name for name in names if getattr(self, name) is not None)
+        if given not in (("confidence",), ("score", "limit"), ("max_risk",)):
             raise PolicyError(
-                f"a threshold with confidence={self.confidence!r}, score={self.score!r}, limit={self.limit!r}",
-                hint="give either confidence, or score together with limit",
+                f"a threshold with {', '.join(f'{name}={getattr(self, name)!r}' for name in names)}",
+                hint="give either confidence, or score together with limit, or max_risk",
             )
         if self.confidence is not None:
             number("confidence", self.confidence, above=0, most=1)
+        elif self.max_risk is not None:
+            number("max_risk", self.max_risk, above=0, most=1)
+            if self.max_risk == 1:
+                raise PolicyError("max_risk is 1", hint="give a share below 1; an answer can not be more than wrong")
         else:
             number("limit", self.limit)
             if not isinstance(self.score, str) or not self.score:
@@ -68,6 +76,11 @@ class Threshold:
     def needs_confidence(self) -> bool:
         """Whether it can only read verdicts that were calibrated."""
         return self.confidence is not None
+
+    @property
+    def needs_risk(self) -> float | None:
+        """The risk that a certificate has to keep for it; None if it does not speak of risk."""
+        return self.max_risk
 
     def read(self, verdict: Verdict) -> Reading:
         """Compare; a verdict without the number asked for never passes."""
@@ -84,6 +97,8 @@ class Threshold:
             passed = verdict.confidence >= self.confidence
             value, limit = _apart(verdict.confidence, self.confidence, "f")
             return Reading(passed=passed, words=f"confidence {value} {'≥' if passed else '<'} {limit}")
+        if self.max_risk is not None:
+            return self._certified(verdict, self.max_risk)
         assert self.score is not None and self.limit is not None  # __post_init__ saw to it
         if self.score not in score.scores:
             words = f"there is no score {self.score!r}, only {', '.join(sorted(score.scores))}"
@@ -92,16 +107,33 @@ class Threshold:
         value, limit = _apart(score.scores[self.score], self.limit, "g")
         return Reading(passed=passed, words=f"{self.score} {value} {'≤' if passed else '>'} {limit}")
 
+    @staticmethod
+    def _certified(verdict: Verdict, limit: float) -> Reading:
+        if verdict.suspended:
+            words = f"max_risk {limit:g} was asked for, but the certificate is suspended: {verdict.suspended}"
+            return Reading(passed=False, words=words, blind="suspended")
+        if verdict.max_risk is None:
+            words = f"max_risk {limit:g} was asked for, and no certified threshold lets the answer through"
+            return Reading(passed=False, words=words)
+        passed = verdict.max_risk <= limit
+        risk, most = _apart(verdict.max_risk, limit, "f")
+        words = f"certified risk {risk} {'≤' if passed else '>'} {most} (certificate {verdict.certificate})"
+        return Reading(passed=passed, words=words)
+
     def covers(self, other: Threshold) -> bool:
         """Whether every verdict that fails ``other`` fails this one too."""
         if self.confidence is not None:
             return other.confidence is not None and other.confidence <= self.confidence
+        if self.max_risk is not None:
+            return other.max_risk is not None and other.max_risk >= self.max_risk
         return other.score == self.score and other.limit is not None and other.limit >= (self.limit or 0.0)
 
     def written(self) -> Mapping[str, JSON]:
         """The threshold as a policy document spells it."""
         if self.confidence is not None:
             return {"below": {"confidence": self.confidence}}
+        if self.max_risk is not None:
+            return {"below": {"max_risk": self.max_risk}}
         return {"above": {"score": self.score, "limit": self.limit}}
 
 

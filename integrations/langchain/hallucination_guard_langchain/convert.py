@@ -87,6 +87,8 @@ def verdict_of(outcome: Outcome) -> dict[str, Any]:
         "reason": decision.reason,
         "confidence": outcome.verdict.confidence,
         "certificate": outcome.verdict.certificate,
+        "max_risk": outcome.verdict.max_risk,
+        "suspended": outcome.verdict.suspended,
         "status": score.status,
         "scores": dict(score.scores),
         "attempts": outcome.attempts,

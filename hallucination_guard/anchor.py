@@ -1,11 +1,12 @@
 """The semantics-preserving token t*: where in the prompt the question's meaning sits.
 
 Source: "Gradients with Respect to Semantics Preserving Embeddings Tell the Uncertainty of Large Language Models",
-arXiv 2605.04638. The authors give a table of three models; here t* is found from the chat template:
+arXiv 2605.04638. The authors give a table of three models; here t* is measured, or found from the chat template:
 
-1. the generation header starts with a special token → that token (ChatML, Llama 3, Gemma, Phi);
-2. there is no header, or none that starts so → the last token of the last user text (Mistral);
-3. there is no template → the caller names the question inside the raw text, and its last token is t*.
+1. there is a profile (:mod:`hallucination_guard.profile`) → what it measured;
+2. the generation header starts with a special token → that token (ChatML, Llama 3, Gemma, Phi);
+3. there is no header, or none that starts so → the last token of the last user text (Mistral);
+4. there is no template → the caller names the question inside the raw text, and its last token is t*.
 
 It is never guessed: where no rule holds there is no anchor, and what needs one says so.
 """
@@ -16,6 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 from hallucination_guard.errors import AnchorError, InputError
+from hallucination_guard.profile import Profile
 from hallucination_guard.template import Prompt, question_of, rendered
 from hallucination_guard.types import Anchor, Message
 
@@ -27,17 +29,30 @@ NO_ANCHOR = AnchorError(
 )
 
 
-def locate_anchor(tokenizer: Any, prompt: Prompt, *, question: str | None = None) -> Anchor | None:
-    """Name t*; None when there is neither a template nor a ``question``.
+def locate_anchor(
+    tokenizer: Any, prompt: Prompt, *, question: str | None = None, profile: Profile | None = None
+) -> Anchor | None:
+    """Name t*; None when there is neither a profile, a template nor a ``question``.
 
     Args:
         tokenizer: of the model.
         prompt: what :func:`~hallucination_guard.template.render` wrote.
         question: a part of the prompt's text whose last token is to be t*; overrides the template's rule.
+        profile: of this model and template; it comes first.
 
     Raises:
-        AnchorError: if the question is not in the prompt, or the user's text can not be found in it again.
+        AnchorError: if the question is not in the prompt, or the user's text can not be found in it again; if the
+            prompt does not end as those that the profile was measured on.
+        InputError: if both a profile and a question name t*.
     """
+    if profile is not None:
+        if question is not None:
+            # The model's identity says "measured with this profile"; a score of another t* must not pass under it.
+            raise InputError(
+                f"the question {question[:60]!r} names t*, and so does the model's profile",
+                hint="leave out the question, or load the model without the profile",
+            )
+        return profile.anchor_in(prompt.token_ids, tokenizer.convert_ids_to_tokens(list(prompt.token_ids)))
     if question is not None:
         return _last_token_of(tokenizer, prompt, question, end_of_user_text(tokenizer, prompt), rule="question")
     if not prompt.templated:

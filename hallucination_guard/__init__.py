@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hallucination_guard.explain import Explanation
     from hallucination_guard.guard import Guard
     from hallucination_guard.model import WhiteBoxModel
+    from hallucination_guard.profile import Profile
     from hallucination_guard.scoring import (
         Cascade,
         ExGrad,
@@ -47,6 +48,7 @@ _HOME = {
     "Message": "hallucination_guard.types",
     "Outcome": "hallucination_guard.types",
     "ParaGrad": "hallucination_guard.scoring",
+    "Profile": "hallucination_guard.profile",
     "Score": "hallucination_guard.types",
     "SemGrad": "hallucination_guard.scoring",
     "Span": "hallucination_guard.scoring",
@@ -72,6 +74,7 @@ __all__ = [
     "Message",
     "Outcome",
     "ParaGrad",
+    "Profile",
     "Score",
     "SemGrad",
     "Span",

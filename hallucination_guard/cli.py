@@ -16,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hallucination_guard.commands import audit_label, audit_replay, calibrate, locate
 from hallucination_guard.commands.console import load, positive, progress, say, show, show_json
 from hallucination_guard.errors import AuditError, ConfigurationError, GuardError, InputError
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--model", default="demo", help="demo, a folder, a .gguf file or a hub id (default: demo)")
     model.add_argument("--device-map", help="as in transformers, for example auto")
     model.add_argument("--dtype", help="as in transformers, for example bfloat16")
+    model.add_argument("--profile", type=Path, metavar="FILE", help="t* as `locate` measured it (default: by template)")
 
     demo = commands.add_parser("demo", parents=[common], help="a small model with and without a guard")
     demo.add_argument("--audit", type=Path, default=Path(".demo") / _AUDIT, help="the log (default: %(default)s)")
@@ -128,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--anchor-question", help="model without a chat template: the part of the prompt that asks")
     doctor.set_defaults(run=_doctor)
 
+    locate.add(commands, common=common, model=model)
+    calibrate.add(commands, common=common, model=model)
+
     audit = commands.add_parser("audit", help="read and verify the log").add_subparsers(required=True, metavar="WHAT")
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument("--log", type=Path, default=Path(_AUDIT), help="the log (default: %(default)s)")
@@ -140,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = audit.add_parser("verify", parents=[common, log], help="is the log whole and unchanged?")
     verify.add_argument("--key-file", type=Path, help="the key that the log was written with, if any")
     verify.set_defaults(run=_audit_verify)
+    audit_label.add(audit, common=common, log=log)
+    audit_replay.add(audit, common=common, log=log)
     return parser
 
 
@@ -347,7 +354,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     model = load(arguments)
     prompt = model.prompt(arguments.prompt)
-    anchor = locate_anchor(model.tokenizer, prompt, question=arguments.anchor_question)
+    anchor = locate_anchor(model.tokenizer, prompt, question=arguments.anchor_question, profile=model.profile)
     tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(list(prompt.token_ids))]
     report: dict[str, Any] = {
         "model": model.name,

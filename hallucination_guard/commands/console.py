@@ -43,7 +43,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def load(arguments: argparse.Namespace) -> WhiteBoxModel:
-    """The model of ``--model``, with ``--device-map`` and ``--dtype``."""
+    """The model of ``--model``, with ``--device-map``, ``--dtype`` and ``--profile``."""
     from transformers.utils import logging as transformers_logging
 
     from hallucination_guard.model import WhiteBoxModel
@@ -51,10 +51,10 @@ def load(arguments: argparse.Namespace) -> WhiteBoxModel:
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    name = getattr(arguments, "model", "demo")
+    name, profile = getattr(arguments, "model", "demo"), getattr(arguments, "profile", None)
     if name == "demo":
-        return WhiteBoxModel.demo()
-    settings = {"device_map": arguments.device_map, "dtype": arguments.dtype}
+        return WhiteBoxModel.demo(profile=profile)
+    settings = {"device_map": arguments.device_map, "dtype": arguments.dtype, "profile": profile}
     if name.endswith(".gguf"):
         return WhiteBoxModel.from_gguf(name, **settings)
     return WhiteBoxModel.from_pretrained(name, **settings)

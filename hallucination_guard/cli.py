@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hallucination_guard.commands import audit_label, audit_replay, calibrate, locate
+from hallucination_guard.commands import audit_label, audit_replay, calibrate, evaluate, locate
 from hallucination_guard.commands.console import load, positive, progress, say, show, show_json
 from hallucination_guard.errors import AuditError, ConfigurationError, GuardError, InputError
 
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     locate.add(commands, common=common, model=model)
+    evaluate.add(commands, common=common, model=model)
     calibrate.add(commands, common=common, model=model)
 
     audit = commands.add_parser("audit", help="read and verify the log").add_subparsers(required=True, metavar="WHAT")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-__all__ = ["PROMPT", "Question", "contains_match", "shipped"]
+__all__ = ["PROMPT", "Question", "contains_match", "normal_form", "shipped"]
 
 PROMPT = "Please directly answer the following question with one or few words:\n{query}"
 """The prompt of the paper's experiments."""
@@ -33,11 +33,12 @@ def shipped(name: str) -> list[Question]:
 
 def contains_match(answer: str, references: Sequence[str]) -> bool:
     """Right if the answer contains a reference, word by word, after lower-casing and dropping punctuation."""
-    words = f" {_normal(answer)} "
-    return any(f" {normal} " in words for normal in map(_normal, references) if normal)
+    words = f" {normal_form(answer)} "
+    return any(f" {normal} " in words for normal in map(normal_form, references) if normal)
 
 
-def _normal(text: str) -> str:
+def normal_form(text: str) -> str:
+    """Lower case, without accents and punctuation, single blanks between the words."""
     plain = "".join(
         character
         for character in unicodedata.normalize("NFKD", text.casefold())

@@ -1,0 +1,237 @@
+"""One generation pass, scored batch by batch, stored, and read by everything else.
+
+A batch is scored right after it is generated, while what generating kept for the gradient is still there; so all
+single-pass scores of a data set cost one generation pass and a small share of it. Rows of like length go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hallucination_guard.errors import GuardError, InputError
+from hallucination_guard.evaluation.data import Item, Prompting
+from hallucination_guard.evaluation.judges import Judge
+from hallucination_guard.evaluation.store import Store
+from hallucination_guard.labelled import Labelled
+from hallucination_guard.types import Generation, ModelIdentity, Score, Scorer, ScorerIdentity
+
+__all__ = ["P_TRUE", "answer", "judge", "labelled", "p_true"]
+
+P_TRUE = (
+    "Somebody was asked a question and proposed an answer.\n"
+    "Question: {query}\n"
+    "Proposed answer: {answer}\n"
+    "Is the proposed answer true or false?\n"
+    "A: true\n"
+    "B: false\n"
+    "Reply with the letter only. The letter is:"
+)
+"""What the model is asked about its own answer; P(True) = P(A) / (P(A) + P(B)) for the first token of its reply."""
+
+_LETTERS = ("A", "B")
+_PASS = 48
+"""What a pass costs besides its tokens, in tokens: where memory is read as fast as it is on a desktop, about that."""
+
+
+def answer(
+    model: Any,
+    items: Sequence[Item],
+    prompting: Prompting,
+    store: Store,
+    *,
+    scorer: Scorer,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    done: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Answer (or read) and score what is not in ``store`` yet.
+
+    A question that can not be answered or scored becomes a row with its problem: it ends nothing and is counted.
+
+    Args:
+        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        items: the questions.
+        prompting: how they are asked.
+        store: where rows are kept.
+        scorer: gives all scores in one pass.
+        max_new_tokens: of an answer.
+        batch_size: questions that are answered together.
+        done: told how many of ``items`` are finished.
+    """
+    rest = [item for item in items if item.id not in store.rows]
+    finished = len(items) - len(rest)
+    done(finished)
+    for part in _batches(rest, prompting, batch_size):
+        store.add(_rows(model, part, prompting, scorer, max_new_tokens))
+        finished += len(part)
+        done(finished)
+
+
+def _batches(items: Iterable[Item], prompting: Prompting, size: int) -> Iterator[list[Item]]:
+    """Longest first, so that a batch that does not fit into memory shows at once; one word for t* a batch."""
+    groups: dict[str | None, list[Item]] = {}
+    for item in sorted(items, key=lambda each: -len(prompting(each.query)) - len(each.response or "")):
+        try:
+            question = prompting.question(item.query)
+        except InputError:
+            question = ""  # no question can be named by it; answering will say so in the item's own row
+        groups.setdefault(question, []).append(item)
+    for group in groups.values():
+        for at in range(0, len(group), size):
+            yield group[at : at + size]
+
+
+def _rows(
+    model: Any, items: Sequence[Item], prompting: Prompting, scorer: Scorer, max_new_tokens: int
+) -> list[dict[str, Any]]:
+    try:
+        generations = _generations(model, items, prompting, max_new_tokens)
+        scores = _scores(model, generations, scorer)
+    except GuardError as error:
+        # Whatever failed must name its own row: they are tried one by one.
+        if len(items) == 1:
+            return [{"id": items[0].id, "query": items[0].query, "problem": str(error)}]
+        return [row for item in items for row in _rows(model, [item], prompting, scorer, max_new_tokens)]
+    return [_row(*each) for each in zip(items, generations, scores, strict=True)]
+
+
+def _generations(model: Any, items: Sequence[Item], prompting: Prompting, max_new_tokens: int) -> Sequence[Generation]:
+    question = prompting.question(items[0].query)
+    if items[0].response is not None:
+        return [model.read(prompting(item.query), answer=item.response, question=question) for item in items]
+    prompts = [prompting(item.query) for item in items]
+    made: Sequence[Generation] = model.generate(
+        prompts, max_new_tokens=max_new_tokens, question=question, stop=prompting.stop
+    )
+    return made
+
+
+def _scores(model: Any, generations: Sequence[Generation], scorer: Scorer) -> list[Score]:
+    """Scores in the order of ``generations``, answers of like length together.
+
+    Scoring pads every answer to the longest of its batch, and one answer that never ends would make all pay for it.
+    """
+    found: dict[int, Score] = {}
+    for part in _alike([len(each.response_token_ids) for each in generations]):
+        found |= dict(zip(part, scorer.batch(model, [generations[at] for at in part]), strict=True))
+    return [found[at] for at in range(len(generations))]
+
+
+def _alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The positions in parts of like length, so that padding and passes together cost least."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    # The cheapest way to part the first n, and where its last part begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for stop in range(1, len(order) + 1):
+        longest = lengths[order[stop - 1]]
+        best.append(min((best[begin][0] + _PASS + (stop - begin) * longest, begin) for begin in range(stop)))
+    parts = []
+    stop = len(order)
+    while stop:
+        begin = best[stop][1]
+        parts.append(order[begin:stop])
+        stop = begin
+    return parts
+
+
+def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "query": item.query,
+        "response": generation.text,
+        "response_token_ids": list(generation.response_token_ids),
+        "status": score.status,
+        "reason": score.reason,
+        "scores": dict(score.scores),
+        "seconds": {"generate": generation.seconds, "score": score.seconds},
+        "problem": "",
+    }
+
+
+def judge(
+    items: Sequence[Item], answers: Store, verdicts: Store, by: Judge, *, done: Callable[[int], None] = lambda _: None
+) -> None:
+    """Label every stored answer that has no label of this judge yet; one by one, since a judge may be interrupted."""
+    for at, item in enumerate(items, start=1):
+        row = answers.rows[item.id]
+        if item.id not in verdicts.rows and not row["problem"]:
+            found = by(item.query, row["response"], item.answers)
+            verdicts.add([{"id": item.id, "judge": by.name, "correct": found.correct, "problem": found.problem}])
+        done(at)
+
+
+def labelled(
+    items: Sequence[Item],
+    answers: Store,
+    labels: Mapping[str, bool],
+    *,
+    by: str,
+    model: ModelIdentity,
+    scorer: ScorerIdentity,
+) -> list[Labelled]:
+    """The answers that have a label, in the order of the items.
+
+    Args:
+        items: the questions.
+        answers: from :func:`answer`.
+        labels: by id; who is not among them is left out.
+        by: who gave them.
+        model: who answered.
+        scorer: who measured.
+    """
+    found = []
+    for item in items:
+        row = answers.rows[item.id]
+        if item.id in labels and not row["problem"]:
+            found.append(
+                Labelled(
+                    id=item.id,
+                    correct=labels[item.id],
+                    judge=by,
+                    scores=row["scores"],
+                    reason=row["reason"],
+                    length=len(row["response_token_ids"]),
+                    model=model,
+                    scorer=scorer,
+                    seconds=row["seconds"],
+                )
+            )
+    return found
+
+
+def p_true(model: Any, query: str, response: str) -> float:
+    """P(True): how far the model takes its own answer for true when asked, by one more forward pass.
+
+    Raises:
+        InputError: if the question does not fit into the context.
+        ConfigurationError: if the tokenizer can not tell the two letters apart by their first token.
+    """
+    import torch
+
+    from hallucination_guard.view import undisturbed
+
+    asked = P_TRUE.format(query=query, answer=response.strip())
+    prompt = model.prompt(asked)
+    letters = _first_tokens(model.tokenizer)
+    with undisturbed(model.model, grad=False):
+        ids = torch.tensor([prompt.token_ids], device=model.device)
+        view = model.layout.view(model.model, {})
+        final = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state[0, -1:]
+        logits = model.head.logits(final)[0]
+        mass = torch.stack([torch.logsumexp(logits[list(each)], dim=0) for each in letters])
+        return float(torch.softmax(mass, dim=0)[0])
+
+
+def _first_tokens(tokenizer: Any) -> list[tuple[int, ...]]:
+    """The tokens that a reply of each letter may begin with, with and without a space before it."""
+    from hallucination_guard.errors import ConfigurationError
+
+    pairs = []
+    for before in ("", " "):
+        first = [tokenizer(before + letter, add_special_tokens=False)["input_ids"][0] for letter in _LETTERS]
+        if len(set(first)) == len(_LETTERS):
+            pairs.append(first)
+    if not pairs:
+        raise ConfigurationError("the tokenizer writes A and B with one first token", hint="leave P(True) out")
+    return [tuple(sorted(set(each))) for each in zip(*pairs, strict=True)]

@@ -30,8 +30,6 @@ P_TRUE = (
 """What the model is asked about its own answer; P(True) = P(A) / (P(A) + P(B)) for the first token of its reply."""
 
 _LETTERS = ("A", "B")
-_PASS = 48
-"""What a pass costs besides its tokens, in tokens: where memory is read as fast as it is on a desktop, about that."""
 
 
 def answer(
@@ -87,7 +85,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     try:
         generations = _generations(model, items, prompting, max_new_tokens)
-        scores = _scores(model, generations, scorer)
+        scores = scorer.batch(model, generations)
     except GuardError as error:
         # Whatever failed must name its own row: they are tried one by one.
         if len(items) == 1:
@@ -105,34 +103,6 @@ def _generations(model: Any, items: Sequence[Item], prompting: Prompting, max_ne
         prompts, max_new_tokens=max_new_tokens, question=question, stop=prompting.stop
     )
     return made
-
-
-def _scores(model: Any, generations: Sequence[Generation], scorer: Scorer) -> list[Score]:
-    """Scores in the order of ``generations``, answers of like length together.
-
-    Scoring pads every answer to the longest of its batch, and one answer that never ends would make all pay for it.
-    """
-    found: dict[int, Score] = {}
-    for part in _alike([len(each.response_token_ids) for each in generations]):
-        found |= dict(zip(part, scorer.batch(model, [generations[at] for at in part]), strict=True))
-    return [found[at] for at in range(len(generations))]
-
-
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """The positions in parts of like length, so that padding and passes together cost least."""
-    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
-    # The cheapest way to part the first n, and where its last part begins.
-    best: list[tuple[int, int]] = [(0, 0)]
-    for stop in range(1, len(order) + 1):
-        longest = lengths[order[stop - 1]]
-        best.append(min((best[begin][0] + _PASS + (stop - begin) * longest, begin) for begin in range(stop)))
-    parts = []
-    stop = len(order)
-    while stop:
-        begin = best[stop][1]
-        parts.append(order[begin:stop])
-        stop = begin
-    return parts
 
 
 def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:

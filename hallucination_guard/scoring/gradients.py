@@ -11,7 +11,7 @@ second is where the backward through the deep half begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from hallucination_guard.errors import ConfigurationError, ScoringError
 from hallucination_guard.head import Head
 from hallucination_guard.replay import Replay, Trace, replay
+from hallucination_guard.scoring.parts import parts_of
 from hallucination_guard.types import Anchor, Generation, Prefix
 from hallucination_guard.view import undisturbed
 
@@ -38,9 +39,11 @@ __all__ = [
     "measure_where",
     "read_head",
     "walk_head",
+    "walk_heads",
 ]
 
 _TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each time with 1/2⁴ of the size
+_MOST = 128 * 2**20  # bytes of A that are held at a time
 _BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
 
 
@@ -135,7 +138,7 @@ class Reading:
 
 
 def measure(model: Any, generations: Sequence[Generation], settings: GradientSettings) -> list[Measured]:
-    """Score a batch of generations of any lengths with one backward.
+    """Score a batch of generations of any lengths, those of like length with one backward.
 
     The examples are independent, so the gradient of the sum of their losses holds each one's own gradient, row by row.
 
@@ -144,7 +147,7 @@ def measure(model: Any, generations: Sequence[Generation], settings: GradientSet
         generations: each with an anchor and at least one answer token.
         settings: see :class:`GradientSettings`.
     """
-    found = measure_where(model, generations, settings, lambda _: True)
+    found = measure_where(model, generations, settings, None)
     return [each for each in found if isinstance(each, Measured)]  # which is all
 
 
@@ -152,7 +155,7 @@ def measure_where(
     model: Any,
     generations: Sequence[Generation],
     settings: GradientSettings,
-    wanted: Callable[[Likelihoods], bool],
+    wanted: Callable[[Likelihoods], bool] | None,
 ) -> list[Likelihoods]:
     """Score a batch as :func:`measure` does, and stop after the forward where the gradient is not wanted.
 
@@ -160,58 +163,86 @@ def measure_where(
         model: as for :func:`measure`.
         generations: as for :func:`measure`.
         settings: as for :func:`measure`.
-        wanted: whether the gradient of an example is, judging by its likelihoods.
+        wanted: whether the gradient of an example is, judging by its likelihoods; None for always.
 
     Returns:
         One an example, in order: :class:`Measured` where it was wanted.
     """
     layers = settings.deep(model.layout.depth)
     traces = [model.trace(generation, layers) for generation in generations]
-    answers = [generation.response_token_ids for generation in generations]
     found: dict[int, Likelihoods] = {}
-    readings: dict[int, Reading] = {}
-
-    def look(at: int, states: Tensor | None) -> None:
-        readings[at] = read_head(model.head, states, answers[at], logits=traces[at].logits)
-        found[at] = _likelihoods(readings[at], traces[at].origin)
-        if not wanted(found[at]):
-            del readings[at]
-
     with undisturbed(model.model, grad=True):
-        # Where the logits were kept, an answer whose gradient is not wanted needs no forward at all.
-        for at, trace in enumerate(traces):
-            if trace.logits is not None:
-                look(at, None)
-        run_of = [at for at in range(len(traces)) if at in readings or at not in found]
-        if not run_of:
-            return [found[at] for at in range(len(traces))]
-        run = replay(model.model, model.layout, [traces[at] for at in run_of], layers)
-
-        def states(row: int, at: int) -> Tensor:
-            return run.final[row, _predicting(traces[at], answers[at])].detach().to(model.head.dtype)
-
-        for row, at in enumerate(run_of):
-            if at not in found:
-                look(at, states(row, at))
-        walks = {
-            row: walk_head(
-                model.head, states(row, at), answers[at], weighting=settings.weighting, reading=readings.pop(at)
+        if wanted is not None:
+            # Where the logits were kept, an answer whose gradient is not wanted needs no forward at all.
+            for at, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
+                if trace.logits is not None:
+                    reading = read_head(model.head, None, generation.response_token_ids, logits=trace.logits)
+                    cheap = _likelihoods(reading, trace.origin)
+                    if not wanted(cheap):
+                        found[at] = cheap
+        rest = [at for at in range(len(traces)) if at not in found]
+        for part in parts_of([len(traces[at].states) for at in rest]):
+            own = [rest[at] for at in part]
+            found |= zip(
+                own,
+                _together(model, [traces[at] for at in own], [generations[at] for at in own], settings, layers, wanted),
+                strict=True,
             )
-            for row, at in enumerate(run_of)
-            if at in readings
-        }
-        chosen = [run_of[row] for row in walks]
-        if chosen and 2 * len(chosen) < len(run_of):
-            # A backward through this graph pays for every example. Both ways through a few cost less.
-            del run
-            run_of, walks = chosen, dict(enumerate(walks.values()))
-            run = replay(model.model, model.layout, [traces[at] for at in run_of], layers)
-        if chosen:
-            norms = _norms(model, [generations[at] for at in run_of], [traces[at] for at in run_of], run, walks, layers)
-    width = len(layers) * model.head.weight.shape[1]
-    for at, (row, walk) in zip(chosen, walks.items(), strict=True):
-        found[at] = _measured(found[at], walk, float(norms[row]) / width, len(answers[at]), settings)
     return [found[at] for at in range(len(traces))]
+
+
+def _together(
+    model: Any,
+    traces: Sequence[Trace],
+    generations: Sequence[Generation],
+    settings: GradientSettings,
+    layers: range,
+    wanted: Callable[[Likelihoods], bool] | None,
+) -> list[Likelihoods]:
+    """One pass: forward, head, and a backward where it is wanted."""
+    head = model.head
+    run = replay(model.model, model.layout, traces, layers)
+    answers = [generation.response_token_ids for generation in generations]
+    found: list[Likelihoods] = []
+    walks: dict[int, Walk] = {}
+    for rows in _in_memory(answers, head):
+        states = [run.final[row, _predicting(traces[row], answers[row])].detach().to(head.dtype) for row in rows]
+        readings = [
+            read_head(head, own, answers[row], logits=traces[row].logits) for row, own in zip(rows, states, strict=True)
+        ]
+        found += [_likelihoods(reading, traces[row].origin) for row, reading in zip(rows, readings, strict=True)]
+        chosen = [at for at, row in enumerate(rows) if wanted is None or wanted(found[row])]
+        walked = walk_heads(
+            head, [states[at] for at in chosen], [readings[at] for at in chosen], weighting=settings.weighting
+        )
+        walks |= zip((rows[at] for at in chosen), walked, strict=True)
+    if not walks:
+        return found
+    rows_of = list(walks)
+    if 2 * len(walks) < len(traces):
+        # A backward through this graph pays for every example. Both ways through a few cost less.
+        del run
+        traces, generations = ([each[row] for row in rows_of] for each in (traces, generations))
+        run = replay(model.model, model.layout, traces, layers)
+        walks = dict(enumerate(walks.values()))
+    norms = _norms(model, generations, traces, run, walks, layers)
+    width = len(layers) * run.final.shape[-1]
+    for row, at in zip(rows_of, walks, strict=True):
+        semgrad = float(norms[at]) / width
+        found[row] = _measured(found[row], walks[at], semgrad, len(answers[row]), settings)
+    return found
+
+
+def _in_memory(answers: Sequence[Sequence[int]], head: Head) -> Iterator[range]:
+    """The examples, as many at a time as may have their A (T × V) in memory together; at least one."""
+    most = _MOST // (head.weight.shape[0] * head.dtype.itemsize)
+    begin = tokens = 0
+    for at, answer in enumerate(answers):
+        if at > begin and tokens + len(answer) > most:
+            yield range(begin, at)
+            begin, tokens = at, 0
+        tokens += len(answer)
+    yield range(begin, len(answers))
 
 
 def _predicting(trace: Trace, answer: Sequence[int]) -> slice:
@@ -351,7 +382,6 @@ def read_head(
     return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
 
 
-@torch.no_grad()
 def walk_head(
     head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy", reading: Reading | None = None
 ) -> Walk:
@@ -365,28 +395,50 @@ def walk_head(
         reading: of these states, where it is at hand.
     """
     states = states.to(head.dtype)
-    reading = reading or read_head(head, states, answer)
-    a, entropies = reading.a, reading.entropies
+    return walk_heads(head, [states], [reading or read_head(head, states, answer)], weighting=weighting)[0]
+
+
+@torch.no_grad()
+def walk_heads(
+    head: Head, states: Sequence[Tensor], readings: Sequence[Reading], *, weighting: str = "entropy"
+) -> list[Walk]:
+    """The same for several examples in one walk over W, from their states and what was read of them."""
+    if not readings:
+        return []
+    lengths = [len(each) for each in states]
     # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product
     # (2d × V, transposed, so that each is one stretch of memory), and a block of it is summed while it is at hand.
-    both = torch.cat([states * entropies[:, None], states], dim=1).T.contiguous()
-    norms = torch.zeros(2, dtype=torch.float64, device=both.device)
-    by_states = torch.zeros_like(states)
-    block = both.new_empty(len(both), min(_BLOCK, a.shape[1]))
-    for begin in range(0, a.shape[1], _BLOCK):
-        part = a[:, begin : begin + _BLOCK]
-        if part.shape[1] < block.shape[1]:
-            block = both.new_empty(len(both), part.shape[1])
-        torch.mm(both, part, out=block)
-        norms += block.abs_().view(2, -1).sum(dim=1)
-        by_states.addmm_(part, head.weight[begin : begin + _BLOCK].to(head.dtype))
-    if weighting == "entropy":
-        by_states *= entropies[:, None]
-    paragrad, exgrad = (norms / head.weight.numel()).tolist()
-    return Walk(
-        paragrad=paragrad,
-        exgrad=exgrad,
-        entropies=entropies,
-        logprobs=reading.logprobs,
-        by_states=by_states,
-    )
+    both = [
+        torch.cat([own * reading.entropies[:, None], own], dim=1).T.contiguous()
+        for own, reading in zip(states, readings, strict=True)
+    ]
+    words = head.weight.shape[0]
+    norms = torch.zeros(len(states), 2, dtype=torch.float64, device=states[0].device)
+    by_states = torch.zeros_like(torch.cat(list(states)))
+    block = both[0].new_empty(len(both[0]), min(_BLOCK, words))
+    for begin in range(0, words, _BLOCK):
+        parts = [reading.a[:, begin : begin + _BLOCK] for reading in readings]
+        if parts[0].shape[1] < block.shape[1]:
+            block = block.new_empty(len(block), parts[0].shape[1])
+        for norm, own, part in zip(norms, both, parts, strict=True):
+            torch.mm(own, part, out=block)
+            norm += block.abs_().view(2, -1).sum(dim=1)
+        together = parts[0] if len(parts) == 1 else torch.cat(parts)
+        by_states.addmm_(together, head.weight[begin : begin + _BLOCK].to(head.dtype))
+    found = []
+    for norm, reading, own in zip(
+        (norms / head.weight.numel()).tolist(), readings, by_states.split(lengths), strict=True
+    ):
+        if weighting == "entropy":
+            own = own * reading.entropies[:, None]
+        paragrad, exgrad = norm
+        found.append(
+            Walk(
+                paragrad=paragrad,
+                exgrad=exgrad,
+                entropies=reading.entropies,
+                logprobs=reading.logprobs,
+                by_states=own,
+            )
+        )
+    return found

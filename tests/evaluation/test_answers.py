@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hallucination_guard.errors import ConfigurationError, ScoringError
-from hallucination_guard.evaluation.answers import _PASS, P_TRUE, _alike, _scores, answer, judge, labelled, p_true
+from hallucination_guard.evaluation.answers import P_TRUE, answer, judge, labelled, p_true
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.judges import Contains, Judgement
 from hallucination_guard.evaluation.store import Store
@@ -163,32 +160,3 @@ class TestPTrue:
 
         with pytest.raises(ConfigurationError, match="first token"):
             _first_tokens(blind)
-
-
-class TestPartsOfLikeLength:
-    @given(st.lists(st.integers(0, 300), min_size=1, max_size=7))
-    def test_no_other_way_to_part_them_in_order_costs_less(self, lengths: list[int]) -> None:
-        def cost(parts: list[list[int]]) -> int:
-            return sum(_PASS + len(part) * max(lengths[at] for at in part) for part in parts)
-
-        order = sorted(range(len(lengths)), key=lambda at: lengths[at])
-        ways = []
-        for cuts in product([False, True], repeat=len(order) - 1):
-            parts = [[order[0]]]
-            for cut, at in zip(cuts, order[1:], strict=True):
-                if cut:
-                    parts.append([])
-                parts[-1].append(at)
-            ways.append(cost(parts))
-        found = _alike(lengths)
-        assert sorted(at for part in found for at in part) == list(range(len(lengths)))
-        assert cost(found) == min(ways)
-
-    def test_one_answer_without_end_is_scored_apart(self) -> None:
-        assert sorted(map(sorted, _alike([7, 64, 8, 6, 7, 9]))) == [[0, 2, 3, 4, 5], [1]]
-
-    def test_scores_come_back_in_their_order(self) -> None:
-        model = ScriptedModel(["a" * 300, "b", "c" * 310, "d"])
-        generations = model.generate(["Who?"] * 4)
-        scored = _scores(model, generations, ScriptedScorer(lambda each: float(ord(each.text[0]))))
-        assert [each.scores["hybridgrad"] for each in scored] == [97.0, 98.0, 99.0, 100.0]

@@ -222,7 +222,7 @@ def _together(
     if 2 * len(walks) < len(traces):
         # A backward through this graph pays for every example. Both ways through a few cost less.
         del run
-        traces, generations = ([each[row] for row in rows_of] for each in (traces, generations))
+        traces, generations = [traces[row] for row in rows_of], [generations[row] for row in rows_of]
         run = replay(model.model, model.layout, traces, layers)
         walks = dict(enumerate(walks.values()))
     norms = _norms(model, generations, traces, run, walks, layers)
@@ -426,19 +426,17 @@ def walk_heads(
         together = parts[0] if len(parts) == 1 else torch.cat(parts)
         by_states.addmm_(together, head.weight[begin : begin + _BLOCK].to(head.dtype))
     found = []
-    for norm, reading, own in zip(
-        (norms / head.weight.numel()).tolist(), readings, by_states.split(lengths), strict=True
-    ):
-        if weighting == "entropy":
-            own = own * reading.entropies[:, None]
-        paragrad, exgrad = norm
+    means = (norms / head.weight.numel()).tolist()
+    parted = torch.split(by_states, lengths)
+    for (paragrad, exgrad), reading, own in zip(means, readings, parted, strict=True):
+        weights = reading.entropies[:, None] if weighting == "entropy" else 1.0
         found.append(
             Walk(
                 paragrad=paragrad,
                 exgrad=exgrad,
                 entropies=reading.entropies,
                 logprobs=reading.logprobs,
-                by_states=own,
+                by_states=own * weights,
             )
         )
     return found

@@ -55,8 +55,8 @@ def test_a_record_comes_back_from_json_as_it_went_in(prompt: Any, answer: str, s
 
 def test_the_fields_stand_in_the_order_of_the_schema() -> None:
     assert " ".join(a_record().to_json_dict()) == (
-        "schema id time request_id thread_id attempt model scorer status detail scores anchor prefix confidence certificate "
-        "policy decision rule reason judged tokens seconds retrieved prompt answer versions seq prev hash"
+        "schema id time request_id thread_id attempt model scorer status detail scores anchor prefix confidence "
+        "certificate policy decision rule reason judged tokens seconds retrieved prompt answer versions seq prev hash"
     )
 
 

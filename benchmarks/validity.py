@@ -213,12 +213,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:
-        pools = {
-            each.name if arguments.answers.count(each) == 1 else str(each): population(
-                read_labelled(each), arguments.scores
-            )
-            for each in arguments.answers
-        }
+        pools = {str(each): population(read_labelled(each), arguments.scores) for each in arguments.answers}
     except GuardError as error:
         print(error, file=sys.stderr)
         return 2

@@ -271,12 +271,14 @@ def _norms(
 
 def at_anchor(run: Replay, upstream: Tensor) -> Tensor:
     """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more)."""
+    half = run.final.dtype == torch.float16
     exponent = loss_scale(upstream, run.final.dtype)
-    for _ in range(_TRIES):
+    for _ in range(_TRIES if half else 1):
         scaled = torch.ldexp(upstream, exponent).to(run.final)
-        found = run.at_anchor(torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=True))
+        gradients = torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=half)
+        found = run.at_anchor(gradients)
         overflown = ~torch.isfinite(found).all(dim=2).all(dim=0)
-        if run.final.dtype != torch.float16 or not overflown.any():
+        if not overflown.any():
             break
         exponent[overflown.to(exponent.device)] -= _LESS
     return torch.ldexp(found, -exponent[:, 0].to(found))

@@ -151,6 +151,10 @@ class Calibration(_Part):
         if (self.fusion is not None) != (self.score == FUSED):
             raise ValueError("the score is called fused exactly where there are fused weights")
         named = [each.score for each in self.certificates] + [each.score for each in self.infeasible]
+        if self.correct > self.examples:
+            raise ValueError(f"{self.correct} of {self.examples} answers can not be right")
+        if strange := [each.id for each in self.certificates if each.data != self.data]:
+            raise ValueError(f"the certificates {strange!r} are of other data than the calibration")
         if odd := set(named) - {self.score}:
             raise ValueError(f"a certificate reads {sorted(odd)!r} and the calibration {self.score!r}")
         for first, later in zip(self.certificates, self.certificates[1:], strict=False):
@@ -298,7 +302,8 @@ class Calibration(_Part):
             CalibrationError: if the file is missing, is not JSON, or lacks or invents a field.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            written = Path(path).read_bytes()
+            found = cls.model_validate_json(written)
         except OSError as error:
             raise CalibrationError(
                 f"the calibration {str(path)!r} can not be read: {error.strerror}", hint="give the file that was saved"
@@ -309,6 +314,11 @@ class Calibration(_Part):
             raise CalibrationError(
                 f"the calibration {str(path)!r} is not valid: {where}: {first['msg']}", hint="fit and save it again"
             ) from None
+        # A certificate that is made gets its id from its content; one that is read has to bring it, or an edit would
+        # only have to take it out.
+        if any(not each.get("id") for each in json.loads(written).get("certificates", ())):
+            raise CalibrationError(f"a certificate of {str(path)!r} has no id", hint="fit and save it again")
+        return found
 
 
 def fit_calibration(
@@ -406,7 +416,7 @@ def calibrate(
     data = _hash(sorted(plain))
     found: tuple[Certificate | Infeasible, ...] = ()
     if alphas:
-        _refuse_cut_short(sequences)
+        _refuse_cut_short(sequences, several=covered is not None)
 
         def read(each: Labelled) -> tuple[float | None, bool]:
             if each.status != "scored":
@@ -492,9 +502,14 @@ def _sequences(answers: Sequence[Labelled]) -> Mapping[str, list[Labelled]]:
     return found
 
 
-def _refuse_cut_short(sequences: Mapping[str, Sequence[Labelled]]) -> None:
+def _refuse_cut_short(sequences: Mapping[str, Sequence[Labelled]], *, several: bool) -> None:
     """A draft that was let through hides those that a stricter threshold would have drawn after it."""
     longest = max(map(len, sequences.values()))
+    if several and longest == 1:
+        raise CalibrationError(
+            "the answers are of a policy, and none is a second attempt: what it would have drawn next is not known",
+            hint="collect the attempts with a threshold that nothing passes; if it makes none, give the policy",
+        )
     for id, rows in sequences.items():
         if len(rows) < longest and rows[-1].status == "scored":
             raise CalibrationError(

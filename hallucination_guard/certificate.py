@@ -106,6 +106,17 @@ class Certificate(_Part):
     method: str = METHOD
 
     @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if not self.errors <= self.answered <= self.n:
+            raise ValueError(f"{self.errors} wrong of {self.answered} answered of {self.n} tested can not be")
+        # The walk compares p-values, which round otherwise than the bound does.
+        if not self.errors / self.answered <= self.bound <= self.alpha + 1e-9:
+            raise ValueError(
+                f"{self.errors} wrong of {self.answered} with the bound {self.bound:g} do not show alpha {self.alpha:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_called_by_its_content(self) -> Self:
         plain = self.model_dump(exclude={"id"})
         found = hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

@@ -246,8 +246,10 @@ class Guard:
             return
         self.calibration.check(self.model.identity, self.scorer.identity, self.policy)
         self._certificates = self.calibration.covering(self.policy)
-        if self._certificates and (self.drift is None or self._watched not in (None, self.calibration)):
-            self.drift = DriftMonitor(self.calibration.reference)  # a new calibration is watched afresh
+        if self._watched not in (None, self.calibration):
+            self.drift = None  # it compares with another calibration's scores: a new one is watched afresh
+        if self._certificates and self.drift is None:
+            self.drift = DriftMonitor(self.calibration.reference)
         self._watched = self.calibration
 
     def _round(self, calls: Sequence[_Call]) -> list[_Call]:

@@ -51,6 +51,7 @@ class Labelled:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _refuse_odd_types(self)
         if not isinstance(self.correct, bool):
             raise ValueError(f"the label of {self.id!r} is {self.correct!r}, neither true nor false")
         if bool(self.scores) == bool(self.reason):
@@ -117,5 +118,35 @@ def _labelled(line: bytes, where: str) -> Labelled:
         model = ModelIdentity(**row.pop("model"))
         scorer = ScorerIdentity(**row.pop("scorer"))
         return Labelled(model=model, scorer=scorer, **row)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except RecursionError:
+        raise InputError(f"{where} is no labelled answer: nested too deep", hint="evaluate writes such rows") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
+
+
+def _refuse_odd_types(answer: Labelled) -> None:
+    """JSON has numbers where texts belong, and NaN; what is compared, hashed and bound to must be what it seems."""
+    model, scorer = answer.model, answer.scorer
+    texts = {
+        "id": answer.id,
+        "judge": answer.judge,
+        "model.name": model.name,
+        "model.fingerprint": model.fingerprint,
+        "model.dtype": model.dtype,
+        "model.template": model.template,
+        "scorer.name": scorer.name,
+        "scorer.version": scorer.version,
+        **({} if answer.policy is None else {"policy": answer.policy}),
+    }
+    for name, value in texts.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{name} is {value!r}, not a text")
+        value.encode()  # half a surrogate pair is no text either: it can not be hashed or written
+    for name, number in (("attempt", answer.attempt), ("length", answer.length)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{name} of {answer.id!r} is {number!r}, not a whole number")
+    settings = scorer.settings
+    if not isinstance(settings, Mapping) or not all(
+        isinstance(each, str) for pair in settings.items() for each in pair
+    ):
+        raise ValueError(f"the scorer's settings are {settings!r}, not texts by name")

@@ -141,6 +141,25 @@ def test_a_changed_certificate_in_a_file_is_refused(tmp_path, certified):
         Calibration.load(tmp_path / "c.json")
 
 
+def test_a_certificate_in_a_file_has_to_bring_its_id(tmp_path, certified):
+    plain = certified.model_dump(mode="json")
+    plain["certificates"][0] |= {"id": "", "threshold": plain["certificates"][0]["threshold"] / 2}
+    (tmp_path / "c.json").write_text(json.dumps(plain))
+    with pytest.raises(CalibrationError, match="has no id"):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_a_certificate_of_another_calibration_is_refused(certified):
+    other = calibrate(answers(1000, seed=1), alphas=[0.3], date="2026-01-01")
+    with pytest.raises(ValueError, match="other data than the calibration"):
+        Calibration(**{**certified.model_dump(), "certificates": other.certificates})
+
+
+def test_more_right_answers_than_answers_are_refused(certified):
+    with pytest.raises(ValueError, match="can not be right"):
+        Calibration(**{**certified.model_dump(), "correct": certified.examples + 1})
+
+
 def test_certificates_out_of_order_are_refused(certified):
     with pytest.raises(ValueError, match="rising"):
         Calibration(**{**certified.model_dump(), "certificates": certified.certificates[::-1]})
@@ -205,6 +224,13 @@ def test_attempts_that_ended_because_one_passed_can_not_be_certified():
     rows = [each for each in attempts(policy="p") if (each.id, each.attempt) != ("q7", 2)]
     with pytest.raises(CalibrationError, match=r"'q7' has 1 attempts and others have 2.*confidence: 1"):
         calibrate(rows, alphas=[0.3])
+
+
+@pytest.mark.parametrize("policy", [RETRYING, None])
+def test_first_drafts_that_all_passed_certify_nothing_for_a_policy_that_draws_again(policy):
+    rows = [replace(each, policy=drafts_hash(RETRYING)) for each in answers()]
+    with pytest.raises(CalibrationError, match="none is a second attempt"):
+        calibrate(rows, alphas=[0.3], policy=policy)
 
 
 def test_an_unknown_score_is_refused_with_those_that_there_are():
@@ -414,11 +440,31 @@ def test_a_policy_that_draws_again_without_saying_so_gets_no_certificate_for_the
         AbstainBelow(max_risk=0.3) & AbstainBelow(confidence=0.5),
         Unscored(AbstainBelow(max_risk=0.3), on_unscorable="accept"),
         Within(Unscored(AbstainBelow(max_risk=0.3), on_error="accept")),
+        RetryBelow(max_risk=0.3) | Accept(),
+        Within(RetryBelow(max_risk=0.3) | Accept()),
+        (RetryBelow(max_risk=0.3) | Accept()) & AbstainBelow(max_risk=0.3),
+        (RetryBelow(max_risk=0.3) & RetryBelow(max_risk=0.3, name="again")) | Accept(),
     ],
 )
 def test_a_policy_that_lets_through_what_is_not_certified_is_refused(certified, policy):
     with pytest.raises(PolicyError, match=r"beside max_risk 0\.[13]"):
         guard(policy, certified)
+
+
+def test_what_the_floor_accepts_is_certified_where_a_rule_before_it_is_never_spent(certified):
+    running = guard(AbstainBelow(max_risk=0.3) | Accept(), certified, 0.99)
+    assert running("Capital?").text is None
+
+
+def test_a_calibration_that_is_exchanged_under_another_policy_is_watched_with_its_own_reference(certified):
+    running = guard(AbstainBelow(max_risk=0.3), certified)
+    running("Capital?")
+    running.policy = RetryBelow(confidence=0.1)
+    running.calibration = Calibration(**{**certified.model_dump(), "reference": [5.0 + at for at in range(100)]})
+    running("Capital?")
+    running.policy = AbstainBelow(max_risk=0.3)
+    running("Capital?")
+    assert running.drift.reference == running.calibration.reference
 
 
 def test_a_policy_that_is_exchanged_later_is_checked_as_well(certified):

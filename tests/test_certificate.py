@@ -333,3 +333,16 @@ def test_nor_on_the_name_of_the_document():
 )
 def test_but_they_do_on_everything_else(other):
     assert drafts_hash(RetryBelow(max_risk=0.1, times=2)) != drafts_hash(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"errors": 51}, {"answered": 101}, {"bound": 0.4}, {"errors": 20, "bound": 0.1}],
+    ids=["more wrong than answered", "more answered than tested", "bound above alpha", "bound below what was seen"],
+)
+def test_a_certificate_that_does_not_add_up_is_refused(change):
+    plain = {"alpha": 0.3, "delta": 0.1, "score": "s", "threshold": 1.0, "n": 100, "fitted": 20, "date": "2026-01-01"}
+    plain |= {"answered": 50, "errors": 5, "bound": 0.2}
+    assert Certificate(**plain).errors == 5
+    with pytest.raises(ValidationError, match=r"can not be|do not show"):
+        Certificate(**{**plain, **change})

@@ -190,7 +190,8 @@ def _thresholds(arguments: argparse.Namespace, calibration: Calibration | None) 
     for request in requests(_records(arguments)):
         for record in request.attempts:
             score = arguments.score
-            value = verdicts(record).confidence if score is None else record.scores.get(score)
+            verdict = verdicts(record)  # also refuses a record whose scores are none
+            value = verdict.confidence if score is None else verdict.score.scores.get(score)
             if value is not None:
                 values.append(value)
     ordered = sorted(values)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hallucination_guard.commands.console import say, show, show_json
+from hallucination_guard.errors import InputError
 
 if TYPE_CHECKING:
     from hallucination_guard.calibration import Calibration
@@ -87,7 +88,10 @@ def _answers(path: Path, judge: str | None) -> Sequence[Labelled]:
         from hallucination_guard.audit.labels import labelled_answers
 
         return labelled_answers(path, judge=judge)
-    return read_labelled(path)
+    answers = read_labelled(path)
+    if judge is not None and (others := {each.judge for each in answers} - {judge}):
+        raise InputError(f"the answers of {path} were judged by {', '.join(sorted(others))}", hint="leave out --judge")
+    return answers
 
 
 def _is_log(path: Path) -> bool:

@@ -220,7 +220,17 @@ def _uncertified(policy: Policy, risk: float) -> str:
         for part in parts:
             if getattr(part, "needs_risk", None) is None:
                 return f"{_label(part)} accepts by itself, beside max_risk {risk:g}"
+    if isinstance(policy, FirstObjection):
+        # What is spent passes the question on, and then the last one alone lets through.
+        *before, last = policy.policies
+        held = any(getattr(part, "needs_risk", None) is not None and not _may_be_spent(part) for part in before)
+        if getattr(last, "needs_risk", None) is None and not held:
+            return f"{_label(last)} accepts what a spent rule could not mend, beside max_risk {risk:g}"
     return next((words for part in parts if (words := _uncertified(part, risk))), "")
+
+
+def _may_be_spent(policy: Policy) -> bool:
+    return not isinstance(policy, Composable) or any(part.counted for part in _walk(policy))
 
 
 def _label(policy: Policy) -> str:

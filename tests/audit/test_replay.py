@@ -223,7 +223,7 @@ class TestAPolicyOfCertifiedRisk:
     def certified() -> Calibration:
         certificate = {
             "alpha": 0.2, "delta": 0.1, "score": "hybridgrad", "threshold": 1.0, "n": 100, "answered": 50, "errors": 2,
-            "bound": 0.1, "fitted": 50, "date": "2026-01-01T00:00:00+00:00",
+            "bound": 0.1, "fitted": 50, "date": "2026-01-01T00:00:00+00:00", "data": calibration().data,
         }  # fmt: skip
         reference = tuple(at / 20 for at in range(1, 61))
         return Calibration.model_validate(

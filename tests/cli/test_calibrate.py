@@ -131,6 +131,12 @@ def test_odd_options_are_refused(data, tmp_path, options, error):
     assert not (tmp_path / "c.json").exists()
 
 
+def test_answers_of_another_judge_than_the_one_asked_for_are_refused(data, tmp_path):
+    with pytest.raises(InputError, match="were judged by made up"):
+        run("--data", data, "--output", tmp_path / "c.json", "--judge", "human")
+    assert not (tmp_path / "c.json").exists()
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="can not be read"):
         run("--data", tmp_path / "none.jsonl", "--output", tmp_path / "c.json")

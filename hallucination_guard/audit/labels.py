@@ -368,5 +368,10 @@ def _json_rows(text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
 
 def _csv_rows(text: str) -> Iterable[tuple[int, Mapping[Any, Any]]]:
     reader = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(
+            f"line {reader.line_num} is no CSV: {error}", hint="one row a record, with id and label"
+        ) from None

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from sys import float_info
 from types import MappingProxyType
 from typing import Any, Self, get_args
 from uuid import uuid4
@@ -107,6 +108,15 @@ class AuditRecord:
         for name in ("model", "scorer", "scores", "policy", "tokens", "seconds", "versions"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not a mapping")
+        for name in ("scores", "seconds"):
+            if odd := [value for value in getattr(self, name).values() if not _is_number(value)]:
+                raise ValueError(f"{name} has {_shown(odd[0])}, not a number")
+        for name, least in (("attempt", 1), ("judged", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {_shown(value)}, not a whole number from {least} up")
+        if self.judged > self.attempt:
+            raise ValueError(f"judged is {self.judged}, a later attempt than the record's own, {self.attempt}")
         for name in _NAMES:
             object.__setattr__(self, name, _frozen(getattr(self, name), name))
         object.__setattr__(self, "judged", self.judged or self.attempt)
@@ -141,6 +151,16 @@ class AuditRecord:
 
 _LATER = frozenset({"prefix"})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return True  # whether it is finite, _frozen sees
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= float_info.max
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40]
 
 
 def _frozen(value: Any, where: str) -> Any:

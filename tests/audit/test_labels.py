@@ -299,3 +299,10 @@ def test_a_label_is_a_line_of_json(log: Path) -> None:
     row = json.loads(labels_path(log).read_bytes())
     assert row.keys() == {"id", "label", "by", "note", "time"}
     assert row["label"] == "right"
+
+
+def test_a_csv_field_without_end_is_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("id,label\n" + "a" * 200_000 + ",right\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no CSV"):
+        read_labels(path)

@@ -153,3 +153,23 @@ def test_a_record_can_be_built_without_loading_structlog_or_torch() -> None:
     root = str(Path(hallucination_guard.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", {"generate": "long"}),
+        ("seconds", {"generate": None}),
+        ("scores", {"semgrad": "0.1"}),
+        ("scores", {"semgrad": True}),
+        ("scores", {"semgrad": 10**400}),
+        ("judged", "1"),
+        ("judged", 99),
+        ("attempt", 0),
+        ("attempt", 1.0),
+    ],
+    ids=repr,
+)
+def test_a_number_that_is_none_is_refused_by_the_name_of_its_field(field: str, value: Any) -> None:
+    with pytest.raises(AuditError, match=field):
+        AuditRecord.from_json_dict({**a_record().to_json_dict(), field: value})

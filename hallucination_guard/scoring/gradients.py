@@ -40,6 +40,7 @@ __all__ = [
     "read_head",
     "walk_head",
     "walk_heads",
+    "without_tail",
 ]
 
 _TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each time with 1/2⁴ of the size
@@ -384,6 +385,24 @@ def read_head(
     return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
 
 
+def without_tail(a: Tensor, *, least: float = 1e-5) -> Tensor:
+    """``a`` (T × V) without the words that all tokens find all but impossible, where there are many.
+
+    Left out is v if a_tv ≤ least/V · (what a_t takes from ŷ_t) for every t. A token then loses at most ``least`` of its
+    ‖a_t‖₁, so the norms change by at most ``least`` · Σ_t w_t ‖a_t‖₁ ‖h_t‖₁. In float64 nothing is left out.
+    """
+    words = a.shape[1]
+    if a.dtype == torch.float64:
+        return a
+    limits = -a.amin(dim=1, keepdim=True) * (least / words)
+    # The last words of a vocabulary are its rarest: if many of those are kept, looking for others costs more than it
+    # spares.
+    rare = a[:, -max(1, words // 8) :]
+    if float(((rare > limits) | (rare < 0)).any(dim=0).float().mean()) > 0.5:
+        return a
+    return a[:, ((a > limits) | (a < 0)).any(dim=0)]
+
+
 def walk_head(
     head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy", reading: Reading | None = None
 ) -> Walk:
@@ -416,15 +435,18 @@ def walk_heads(
     ]
     words = head.weight.shape[0]
     norms = torch.zeros(len(states), 2, dtype=torch.float64, device=states[0].device)
-    by_states = torch.zeros_like(torch.cat(list(states)))
     block = both[0].new_empty(len(both[0]), min(_BLOCK, words))
-    for begin in range(0, words, _BLOCK):
-        parts = [reading.a[:, begin : begin + _BLOCK] for reading in readings]
-        if parts[0].shape[1] < block.shape[1]:
-            block = block.new_empty(len(block), parts[0].shape[1])
-        for norm, own, part in zip(norms, both, parts, strict=True):
+    for norm, own, reading in zip(norms, both, readings, strict=True):
+        a = without_tail(reading.a)
+        for begin in range(0, a.shape[1], _BLOCK):
+            part = a[:, begin : begin + _BLOCK]
+            if part.shape[1] != block.shape[1]:
+                block = block.new_empty(len(block), part.shape[1])
             torch.mm(own, part, out=block)
             norm += block.abs_().view(2, -1).sum(dim=1)
+    by_states = torch.zeros_like(torch.cat(list(states)))
+    for begin in range(0, words, _BLOCK):
+        parts = [reading.a[:, begin : begin + _BLOCK] for reading in readings]
         together = parts[0] if len(parts) == 1 else torch.cat(parts)
         by_states.addmm_(together, head.weight[begin : begin + _BLOCK].to(head.dtype))
     found = []

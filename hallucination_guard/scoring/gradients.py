@@ -395,12 +395,13 @@ def without_tail(a: Tensor, *, least: float = 1e-5) -> Tensor:
     if a.dtype == torch.float64:
         return a
     limits = -a.amin(dim=1, keepdim=True) * (least / words)
+    # Not "a > limits": what is not a number must stay, or the norm of a broken answer would be 0: certain.
     # The last words of a vocabulary are its rarest: if many of those are kept, looking for others costs more than it
     # spares.
     rare = a[:, -max(1, words // 8) :]
-    if float(((rare > limits) | (rare < 0)).any(dim=0).float().mean()) > 0.5:
+    if float((~(rare <= limits) | (rare < 0)).any(dim=0).float().mean()) > 0.5:
         return a
-    return a[:, ((a > limits) | (a < 0)).any(dim=0)]
+    return a[:, (~(a <= limits) | (a < 0)).any(dim=0)]
 
 
 def walk_head(

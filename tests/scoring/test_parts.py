@@ -86,3 +86,9 @@ class TestTheVocabularysTail:
     def test_of_a_certain_answer_changes_nothing(self) -> None:
         a = torch.zeros(1, 1000)
         assert float(gradients.without_tail(a).abs().sum()) == 0.0
+
+    @pytest.mark.parametrize("where", [5, 3999])
+    def test_never_hides_what_is_not_a_number(self, peaked: tuple[torch.Tensor, torch.Tensor], where: int) -> None:
+        a, _ = peaked
+        a[2, where] = float("nan")
+        assert gradients.without_tail(a).isnan().any()

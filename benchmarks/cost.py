@@ -38,7 +38,7 @@ from transformers import DynamicCache, GenerationConfig
 from hallucination_guard import HybridGrad, WhiteBoxModel
 from hallucination_guard.rows import Line, read_lines, score_lines
 from hallucination_guard.scoring import Cascade
-from hallucination_guard.types import Generation
+from hallucination_guard.values import Generation
 
 TEXT = "Tell me all that you know about the history of the city of Paris, its river, its kings and its monuments. "
 METHODS = ("ours", "cascade", "re-read", "official", "samples")

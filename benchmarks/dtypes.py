@@ -22,9 +22,9 @@ import torch
 from scipy.stats import spearmanr
 
 from hallucination_guard import HybridGrad, WhiteBoxModel
-from hallucination_guard.demo_model import converted
+from hallucination_guard.demo import shipped
 from hallucination_guard.errors import GuardError
-from hallucination_guard.questions import shipped
+from hallucination_guard.model.packaged import converted
 
 SCORES = ("semgrad", "paragrad", "hybridgrad", "mean_token_entropy", "sequence_nll")
 

@@ -24,11 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy.stats import binom
 
-from hallucination_guard.calibration import FUSED
-from hallucination_guard.certificate import FIT_SHARE, FIT_SHARE_FUSED, Drafts, path, walk
+from hallucination_guard.calibration import FUSED, Labelled, read_labelled
+from hallucination_guard.calibration.certificate import FIT_SHARE, FIT_SHARE_FUSED, Drafts, path, walk
+from hallucination_guard.calibration.fusion import matrix, minimum
 from hallucination_guard.errors import GuardError
-from hallucination_guard.fusion import matrix, minimum
-from hallucination_guard.labelled import Labelled, read_labelled
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6)
 
@@ -95,7 +94,7 @@ def drafts(scores: np.ndarray, wrong: np.ndarray) -> Drafts:
 def certified(
     scores: np.ndarray, wrong: np.ndarray, of: np.ndarray, to: np.ndarray, *, alphas: Sequence[float], delta: float
 ) -> list[float | None]:
-    """The thresholds that :func:`hallucination_guard.certificate.certify` would certify; None where infeasible."""
+    """The thresholds that ``certificate.certify`` would certify; None where infeasible."""
     grid, begin = path(drafts(scores[of], wrong[of]), questions=len(to), delta=delta)
     answered, errors = drafts(scores[to], wrong[to]).at(grid)
     last = (walk(answered, errors, begin=begin, alpha=alpha, delta=delta) for alpha in alphas)

@@ -9,8 +9,8 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
 from hallucination_guard import AuditLog, Calibration, Guard, WhiteBoxModel
-from hallucination_guard.bm25 import BM25Retriever
-from hallucination_guard.types import Passage
+from hallucination_guard.demo import BM25Retriever
+from hallucination_guard.values import Passage
 from hallucination_guard_langchain import GuardedChatModel
 from hallucination_guard_policies import AbstainBelow, RetrieveBelow
 

@@ -5,67 +5,84 @@ Nothing heavy is imported until a name is used: ``import hallucination_guard`` d
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hallucination_guard._lazy import lazily
 
 if TYPE_CHECKING:
     from hallucination_guard.audit import AuditLog
     from hallucination_guard.calibration import Calibration
     from hallucination_guard.errors import GuardError
-    from hallucination_guard.explain import Explanation
     from hallucination_guard.guard import Guard
-    from hallucination_guard.model import WhiteBoxModel
-    from hallucination_guard.profile import Profile
+    from hallucination_guard.model import Profile, WhiteBoxModel
     from hallucination_guard.scoring import (
         Cascade,
         ExGrad,
+        Explanation,
         HybridGrad,
         Isotropic,
         Likelihood,
         ParaGrad,
         SemGrad,
         Span,
+        explain,
         fit_cascade,
         semgrad_by_span,
     )
-    from hallucination_guard.types import Decision, Generation, Message, Outcome, Score, Verdict
+    from hallucination_guard.values import (
+        Call,
+        Decision,
+        Generation,
+        GenerationSettings,
+        Message,
+        Outcome,
+        Score,
+        Verdict,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AuditLog": "hallucination_guard.audit",
-    "Calibration": "hallucination_guard.calibration",
-    "Cascade": "hallucination_guard.scoring",
-    "Decision": "hallucination_guard.types",
-    "ExGrad": "hallucination_guard.scoring",
-    "Explanation": "hallucination_guard.explain",
-    "Generation": "hallucination_guard.types",
-    "Guard": "hallucination_guard.guard",
-    "GuardError": "hallucination_guard.errors",
-    "HybridGrad": "hallucination_guard.scoring",
-    "Isotropic": "hallucination_guard.scoring",
-    "Likelihood": "hallucination_guard.scoring",
-    "Message": "hallucination_guard.types",
-    "Outcome": "hallucination_guard.types",
-    "ParaGrad": "hallucination_guard.scoring",
-    "Profile": "hallucination_guard.profile",
-    "Score": "hallucination_guard.types",
-    "SemGrad": "hallucination_guard.scoring",
-    "Span": "hallucination_guard.scoring",
-    "Verdict": "hallucination_guard.types",
-    "WhiteBoxModel": "hallucination_guard.model",
-    "fit_cascade": "hallucination_guard.scoring",
-    "semgrad_by_span": "hallucination_guard.scoring",
+    "AuditLog": "audit",
+    "Calibration": "calibration",
+    "Call": "values",
+    "Cascade": "scoring",
+    "Decision": "values",
+    "ExGrad": "scoring",
+    "Explanation": "scoring",
+    "Generation": "values",
+    "GenerationSettings": "values",
+    "Guard": "guard",
+    "GuardError": "errors",
+    "HybridGrad": "scoring",
+    "Isotropic": "scoring",
+    "Likelihood": "scoring",
+    "Message": "values",
+    "Outcome": "values",
+    "ParaGrad": "scoring",
+    "Profile": "model",
+    "Score": "values",
+    "SemGrad": "scoring",
+    "Span": "scoring",
+    "Verdict": "values",
+    "WhiteBoxModel": "model",
+    "explain": "scoring",
+    "fit_cascade": "scoring",
+    "semgrad_by_span": "scoring",
 }
+
+__getattr__ = lazily(__name__, _HOME)
 
 __all__ = [
     "AuditLog",
     "Calibration",
+    "Call",
     "Cascade",
     "Decision",
     "ExGrad",
     "Explanation",
     "Generation",
+    "GenerationSettings",
     "Guard",
     "GuardError",
     "HybridGrad",
@@ -81,18 +98,10 @@ __all__ = [
     "Verdict",
     "WhiteBoxModel",
     "__version__",
+    "explain",
     "fit_cascade",
     "semgrad_by_span",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

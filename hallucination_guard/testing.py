@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.template import Prompt, as_messages, is_batch, question_of
-from hallucination_guard.types import Anchor, Generation, Message, Messages, ModelIdentity, Score, ScorerIdentity
+from hallucination_guard.values import (
+    Anchor,
+    FinishReason,
+    Generation,
+    Message,
+    Messages,
+    Model,
+    ModelIdentity,
+    Prompt,
+    Score,
+    ScorerIdentity,
+    as_messages,
+    is_batch,
+    question_of,
+)
 
 if TYPE_CHECKING:
     from hallucination_guard.audit.record import AuditRecord
@@ -133,7 +146,7 @@ class MemorySink:
 
 
 class ScriptedModel:
-    """Stands in for a :class:`~hallucination_guard.model.WhiteBoxModel` in a guard; says what it is told.
+    """Stands in for a :class:`~hallucination_guard.WhiteBoxModel` in a guard; says what it is told.
 
     A token is a byte of UTF-8. Nothing can be measured of it, so its guard needs a :class:`ScriptedScorer`::
 
@@ -175,11 +188,12 @@ class ScriptedModel:
             raise InputError(f"the prompt has {len(ids)} tokens and the context holds {self.context}")
         return Prompt(messages=turns, text=text, token_ids=ids, header=0, templated=True)
 
-    def generate(self, messages: Any, **settings: Any) -> Any:
+    def generate(self, messages: Messages | Sequence[Messages], **settings: Any) -> Any:
         """The next answer; a list of them for a list of prompts."""
         if is_batch(messages):
             return [self._generation(self.prompt(each), self._next(each, settings), "stop") for each in messages]
-        return self._generation(self.prompt(messages), self._next(messages, settings), "stop")
+        prompt = cast("Messages", messages)
+        return self._generation(self.prompt(prompt), self._next(prompt, settings), "stop")
 
     def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
         """Take an answer that something else wrote."""
@@ -207,7 +221,7 @@ class ScriptedModel:
             )
         return str(answers[told])
 
-    def _generation(self, prompt: Prompt, text: str, reason: Any) -> Generation:
+    def _generation(self, prompt: Prompt, text: str, reason: FinishReason) -> Generation:
         return Generation(
             messages=prompt.messages,
             prompt_token_ids=prompt.token_ids,
@@ -223,7 +237,7 @@ class ScriptedScorer:
     """A scorer whose scores are scripted: a number; words, for "unscorable, because"; an exception, to be raised.
 
     Args:
-        script: one of these (or a whole :class:`~hallucination_guard.types.Score`) for every answer; or a list of
+        script: one of these (or a whole :class:`~hallucination_guard.values.Score`) for every answer; or a list of
             them in the order in which answers are scored; or one for each text; or a function of the generation.
         name: of the score, and of the scorer.
         settings: of its identity, to which a calibration is bound.
@@ -239,7 +253,7 @@ class ScriptedScorer:
         self.primary = name
         self.identity = ScorerIdentity(name=name, version="scripted", settings=dict(settings or {}))
 
-    def __call__(self, model: Any, generation: Generation) -> Score:
+    def __call__(self, model: Model, generation: Generation) -> Score:
         """Score one generation."""
         line = self._line(generation)
         if isinstance(line, BaseException):
@@ -250,7 +264,7 @@ class ScriptedScorer:
             return Score.unscorable(line, scorer=self.identity)
         return Score(status="scored", scorer=self.identity, scores={self.primary: line}, anchor=generation.anchor)
 
-    def batch(self, model: Any, generations: Sequence[Generation]) -> list[Score]:
+    def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """One score a generation, in order."""
         return [self(model, generation) for generation in generations]
 

@@ -15,18 +15,9 @@ from typing import Any
 
 import torch
 
-from hallucination_guard.audit import AuditRecord
+from hallucination_guard.audit import AuditRecord, Sink
 from hallucination_guard.errors import GuardError
-from hallucination_guard.types import (
-    Decision,
-    Policy,
-    Score,
-    Scorer,
-    ScorerIdentity,
-    Sink,
-    Situation,
-    Verdict,
-)
+from hallucination_guard.values import Decision, Policy, Score, Scorer, ScorerIdentity, Situation, Verdict
 
 QUESTION, ANSWER = "What is the capital of France?", "Paris, on the Seine"
 

@@ -1,21 +1,25 @@
 """The audit log: one record an attempt, chained so that a later change is found, and read back.
 
-Nothing is imported until a name is used: a record can be built without loading structlog. The function ``replay`` has
-the name of its module and is imported from there: ``from hallucination_guard.audit.replay import replay``.
+:class:`AuditLog` is a sink: a record goes in, its id comes out, and it is in the file. :func:`verify` finds what was
+changed; labels lie beside the log; any policy can be run over it without a model (``audit.replay.replay``, imported
+from its module, which has the same name). Nothing is imported until a name is used.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hallucination_guard._lazy import lazily
 
 if TYPE_CHECKING:
     from hallucination_guard.audit.chain import GENESIS, Problem, Verification, seal, verify
     from hallucination_guard.audit.labels import Label, label, label_all, labelled_answers, labels_of, labels_path
     from hallucination_guard.audit.log import AuditLog, content_digest
     from hallucination_guard.audit.query import find, records, tail
-    from hallucination_guard.audit.record import SCHEMA, AuditRecord
-    from hallucination_guard.audit.replay import Flip, Replayed, Request, Tally, replay_each, requests
+    from hallucination_guard.audit.record import SCHEMA, AuditRecord, Sink
+    from hallucination_guard.audit.replay import Flip, Replayed, replay_each
+    from hallucination_guard.audit.request import Request, requests
+    from hallucination_guard.audit.tally import Tally
 
 _HOME = {
     "GENESIS": "chain",
@@ -26,8 +30,9 @@ _HOME = {
     "Label": "labels",
     "Problem": "chain",
     "Replayed": "replay",
-    "Request": "replay",
-    "Tally": "replay",
+    "Request": "request",
+    "Sink": "record",
+    "Tally": "tally",
     "Verification": "chain",
     "content_digest": "log",
     "find": "query",
@@ -38,11 +43,13 @@ _HOME = {
     "labels_path": "labels",
     "records": "query",
     "replay_each": "replay",
-    "requests": "replay",
+    "requests": "request",
     "seal": "chain",
     "tail": "query",
     "verify": "chain",
 }
+
+__getattr__ = lazily(__name__, _HOME)
 
 __all__ = [
     "GENESIS",
@@ -54,6 +61,7 @@ __all__ = [
     "Problem",
     "Replayed",
     "Request",
+    "Sink",
     "Tally",
     "Verification",
     "content_digest",
@@ -70,15 +78,6 @@ __all__ = [
     "tail",
     "verify",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
 
 
 def __dir__() -> list[str]:

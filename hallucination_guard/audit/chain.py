@@ -56,7 +56,7 @@ START = Head(0, GENESIS)
 """The head of an empty chain."""
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     r"""The one way to write a value as JSON: sorted keys, no spaces, ASCII only.
 
     ASCII, with ``\u`` escapes for the rest, and not UTF-8: a lone surrogate, which a broken tokenizer does produce,

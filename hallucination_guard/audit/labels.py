@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from hallucination_guard.audit.chain import StrPath, canonical
 from hallucination_guard.audit.query import find, records
 from hallucination_guard.audit.record import AuditRecord
-from hallucination_guard.audit.replay import Request, requests
+from hallucination_guard.audit.request import Request, requests
+from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import AuditError, InputError
-from hallucination_guard.labelled import Labelled
-from hallucination_guard.types import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import ModelIdentity, ScorerIdentity
 
 __all__ = ["Label", "by_record", "label", "label_all", "labelled_answers", "labels_of", "labels_path", "read_labels"]
 
@@ -345,7 +345,7 @@ def _parsed(line: bytes, where: str) -> Label:
     raise AuditError(f"{where} is no label: {why}", hint="delete that line and label the record again")
 
 
-def _word(value: Any) -> bool:
+def _word(value: object) -> bool:
     if isinstance(value, bool):
         return value
     if not isinstance(value, str) or value.strip() not in _WORDS:

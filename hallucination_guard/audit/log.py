@@ -34,7 +34,7 @@ from hallucination_guard.audit.chain import (
 )
 from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.errors import AuditError, ConfigurationError
-from hallucination_guard.types import JSON
+from hallucination_guard.values import JSON
 
 __all__ = ["AuditLog", "Content", "content_digest"]
 
@@ -162,7 +162,7 @@ class AuditLog:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, content={self._content!r})"
 
-    def _veil(self, _logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def _veil(self, _logger: object, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if self._content != "text":
             fields["prompt"] = self._veiled(fields["prompt"])
             fields["answer"] = self._veiled(fields["answer"])
@@ -201,7 +201,7 @@ def _characters(content: JSON) -> int:
             return 0
 
 
-def _rendered(fields: Mapping[str, Any], **_: Any) -> str:
+def _rendered(fields: Mapping[str, Any], **_: object) -> str:
     return canonical(fields)  # without the renderer's fallback for odd objects: what is no JSON must not get a seal
 
 
@@ -255,7 +255,7 @@ class _ChainFile:
             except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
                 raise self._failed(error) from error
 
-    def seal(self, _logger: Any, _method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def seal(self, _logger: object, _method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The pipeline's processor: give the record its place."""
         sealed = seal(fields, self._head.length, self._head.hash, self._key)
         self._next = Head(self._head.length + 1, sealed["hash"])

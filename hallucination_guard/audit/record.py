@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from sys import float_info
 from types import MappingProxyType
-from typing import Any, Self, get_args
+from typing import Any, Protocol, Self, get_args, runtime_checkable
 from uuid import uuid4
 
 from hallucination_guard.errors import AuditError
-from hallucination_guard.types import JSON, Action, Prefix, Status
+from hallucination_guard.values import JSON, Action, Prefix, Status
 
-__all__ = ["SCHEMA", "AuditRecord"]
+__all__ = ["SCHEMA", "AuditRecord", "Sink"]
 
 SCHEMA = 1
 """The version of the fields of :class:`AuditRecord`."""
@@ -36,6 +36,8 @@ class AuditRecord:
         time: UTC, ISO 8601 with microseconds.
         request_id: of the call that this attempt belongs to.
         thread_id: of the conversation, if there is one.
+        principal: on whose behalf the call was made, if that was said.
+        tags: the application's own marks, texts by name.
         attempt: 1 for the first draft.
         model: ``name``, ``fingerprint``, ``dtype``, ``template``.
         scorer: ``name``, ``version``, ``settings``.
@@ -71,6 +73,8 @@ class AuditRecord:
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
     request_id: str
     thread_id: str | None = None
+    principal: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
     attempt: int = 1
     model: Mapping[str, JSON]
     scorer: Mapping[str, JSON]
@@ -105,7 +109,7 @@ class AuditRecord:
             raise ValueError(f"decision is {self.decision!r}, not one of {', '.join(get_args(Action))}")
         if self.prefix not in (None, *get_args(Prefix)):
             raise ValueError(f"prefix is {self.prefix!r}, not one of {', '.join(get_args(Prefix))}")
-        for name in ("model", "scorer", "scores", "policy", "tokens", "seconds", "versions"):
+        for name in ("model", "scorer", "scores", "policy", "tags", "tokens", "seconds", "versions"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not a mapping")
         for name in ("scores", "seconds"):
@@ -126,8 +130,12 @@ class AuditRecord:
         return type(self).from_json_dict, (self.to_json_dict(),)
 
     def to_json_dict(self) -> dict[str, Any]:
-        """All the fields in their order, as plain dicts, lists, strings and numbers; the caller's to change."""
-        return {name: _thawed(getattr(self, name)) for name in _NAMES}
+        """All the fields in their order, as plain dicts, lists, strings and numbers; the caller's to change.
+
+        ``principal`` and ``tags`` are left out where nothing was said, so that such a record is what it always was.
+        """
+        plain = {name: _thawed(getattr(self, name)) for name in _NAMES}
+        return {name: value for name, value in plain.items() if value or name not in _IF_SAID}
 
     @classmethod
     def from_json_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -149,21 +157,31 @@ class AuditRecord:
             raise AuditError(f"not an audit record: {error}") from error
 
 
-_LATER = frozenset({"prefix"})  # added to the schema since: older records lack them
+@runtime_checkable
+class Sink(Protocol):
+    """Where audit records go. Returns the id under which the record can be found; raises if it was not kept."""
+
+    def __call__(self, record: AuditRecord) -> str:
+        """Keep one record."""
+        ...
+
+
+_IF_SAID = frozenset({"principal", "tags"})
+_LATER = frozenset({"prefix", *_IF_SAID})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, float):
         return True  # whether it is finite, _frozen sees
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= float_info.max
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return repr(value)[:40]
 
 
-def _frozen(value: Any, where: str) -> Any:
+def _frozen(value: object, where: str) -> Any:
     match value:
         case None | bool() | int():
             return value
@@ -189,7 +207,7 @@ def _frozen(value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {value!r}, which is not plain data")
 
 
-def _thawed(value: Any) -> Any:
+def _thawed(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _thawed(each) for key, each in value.items()}
     return [_thawed(each) for each in value] if isinstance(value, tuple) else value

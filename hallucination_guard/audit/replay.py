@@ -14,150 +14,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, assert_never
+from typing import Any, assert_never
 
 from hallucination_guard.audit.chain import canonical
 from hallucination_guard.audit.record import AuditRecord
-from hallucination_guard.errors import AuditError, CalibrationMismatch, ConfigurationError, MissingExtra, PolicyError
-from hallucination_guard.types import (
-    LOWER_IS_LESS_CERTAIN,
-    Decision,
-    ModelIdentity,
-    Policy,
-    Redraw,
-    Score,
-    ScorerIdentity,
-    Situation,
-    Verdict,
-)
+from hallucination_guard.audit.request import Final, Request, requests
+from hallucination_guard.audit.tally import Tally
+from hallucination_guard.audit.verdicts import Verdicts
+from hallucination_guard.calibration import Calibration
+from hallucination_guard.errors import PolicyError
+from hallucination_guard.values import Decision, Policy, Redraw, Situation, Verdict
 
-if TYPE_CHECKING:
-    from hallucination_guard.calibration import Calibration
-
-__all__ = [
-    "Final",
-    "Flip",
-    "Replayed",
-    "Request",
-    "Tally",
-    "Verdicts",
-    "clopper_pearson",
-    "replay",
-    "replay_each",
-    "requests",
-]
-
-Final: TypeAlias = Literal["accept", "abstain", "escalate"]
-"""How a call can end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One call, as the log has it.
-
-    Args:
-        id: ``request_id`` of its records.
-        attempts: its drafts' records, from attempt 1 on without a gap; empty if the log does not have the first.
-        last: the record of the last draft that the log has.
-    """
-
-    id: str
-    attempts: tuple[AuditRecord, ...]
-    last: AuditRecord
-
-    @property
-    def decided(self) -> Final | None:
-        """How the call ended; None if the log does not say: it was interrupted, or the log ends within it."""
-        if self.last.rule == "interrupted" or self.last.decision in ("retry", "retrieve"):
-            return None
-        return self.last.decision  # type: ignore[return-value]  # the two others of Action are ruled out above
-
-
-def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
-    """Gather the records of each call, which is given as soon as its end is seen: memory holds open calls only.
-
-    The record of an escalation's answer is no draft of the model and is left out.
-    """
-    open_calls: dict[str, list[AuditRecord]] = {}
-    escalated: set[str] = set()  # an escalation's answer has a record of its own, after the one that ends the call
-    for record in records:
-        name = record.request_id
-        if name in escalated and record.decision == "escalate":
-            escalated.discard(name)
-            continue
-        open_calls.setdefault(name, []).append(record)
-        if record.decision not in ("retry", "retrieve"):
-            if record.decision == "escalate":
-                escalated.add(name)
-            yield _request(name, open_calls.pop(name))
-    for name, found in open_calls.items():
-        yield _request(name, found)
-
-
-def _request(name: str, found: Sequence[AuditRecord]) -> Request:
-    gap = next((at for at, record in enumerate(found) if record.attempt != at + 1), len(found))
-    return Request(id=name, attempts=tuple(found[:gap]), last=found[-1])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What became of the requests of a log.
-
-    Args:
-        requests: all of them.
-        accepted: ended with the model's answer.
-        abstained: ended without one.
-        escalated: were handed on.
-        unknown: the rest.
-        attempts: drafts that the known ones took.
-        redraws: of these, drawn again.
-        retrievals: of these, drawn after looking something up.
-        right: accepted answers that are labelled right.
-        wrong: accepted answers that are labelled wrong.
-    """
-
-    requests: int = 0
-    accepted: int = 0
-    abstained: int = 0
-    escalated: int = 0
-    unknown: int = 0
-    attempts: int = 0
-    redraws: int = 0
-    retrievals: int = 0
-    right: int = 0
-    wrong: int = 0
-
-    @property
-    def coverage(self) -> float | None:
-        """Share of requests that are known to be accepted; None without requests."""
-        return self.accepted / self.requests if self.requests else None
-
-    @property
-    def coverage_at_most(self) -> float | None:
-        """The same if all that is unknown were accepted."""
-        return (self.accepted + self.unknown) / self.requests if self.requests else None
-
-    @property
-    def mean_attempts(self) -> float | None:
-        """Drafts a request, of those whose outcome is known."""
-        known = self.requests - self.unknown
-        return self.attempts / known if known else None
-
-    @property
-    def error(self) -> float | None:
-        """Share of wrong ones among the accepted answers that have a label; None without such."""
-        labelled = self.right + self.wrong
-        return self.wrong / labelled if labelled else None
-
-    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Clopper–Pearson interval of :attr:`error`; None without labels.
-
-        It holds if the labelled answers are a random draw of the accepted ones, for one policy fixed beforehand.
-        """
-        return clopper_pearson(self.wrong, self.right + self.wrong, level) if self.right + self.wrong else None
+__all__ = ["Flip", "Replayed", "replay", "replay_each"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,79 +69,6 @@ class Replayed:
     then: Tally
     flips: tuple[Flip, ...]
     unknown_because: Mapping[str, int] = field(default_factory=dict)
-
-
-class Verdicts:
-    """Makes verdicts of records: with their own confidence, or with what another calibration says.
-
-    Args:
-        calibration: whose word to take; None for the recorded confidence.
-        policy: of a calibration with certificates, those that cover this policy are used.
-    """
-
-    def __init__(self, calibration: Calibration | None = None, policy: Policy | None = None) -> None:
-        self.calibration = calibration
-        self._policy = policy
-        covered = () if calibration is None or policy is None else calibration.covering(policy)
-        self._certificates: tuple[Any, ...] = tuple(covered)
-        self._identities: list[tuple[Any, Any, ScorerIdentity]] = []
-
-    def __call__(self, record: AuditRecord) -> Verdict:
-        """The verdict that the record was decided on, or would have been.
-
-        Raises:
-            CalibrationMismatch: the calibration was fitted on another model or scorer than the record's.
-            CalibrationError: it has no certificate that keeps the risk that the policy asks for.
-            AuditError: the record's score can not be.
-        """
-        scorer = self._scorer(record)
-        try:
-            score = Score(status=record.status, scorer=scorer, reason=record.detail, scores=record.scores)
-            if self.calibration is None:
-                return Verdict(score=score, confidence=record.confidence)
-        except (ValueError, TypeError) as error:
-            raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
-        # As the guard does: what was certified of single drafts says nothing about a second one. Whether scores had
-        # drifted by then, only a decision by this rule says.
-        holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
-        suspended = record.reason if record.rule == "suspended" else ""
-        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
-
-    def doubt(self, verdict: Verdict) -> tuple[bool, float] | None:
-        """How the guard orders drafts, the most certain first; None if the log does not say what it ordered by."""
-        score = verdict.score
-        if score.status != "scored":
-            return (True, 0.0)
-        if self.calibration is not None:
-            return (False, self.calibration.value(score))
-        if verdict.confidence is not None:
-            return (False, -verdict.confidence)
-        name = score.scorer.name  # a scorer is named after the score that it is about
-        if name not in score.scores:
-            if len(score.scores) > 1:
-                return None
-            [name] = score.scores
-        value = score.scores[name]
-        return (False, -value if name in LOWER_IS_LESS_CERTAIN else value)
-
-    def _scorer(self, record: AuditRecord) -> ScorerIdentity:
-        """A log has few models and scorers and many records: each pair is built and checked once."""
-        for model, scorer, known in self._identities:
-            if model == record.model and scorer == record.scorer:
-                return known
-        try:
-            plain = record.to_json_dict()
-            identity = ScorerIdentity(**plain["scorer"])
-            if self.calibration is not None:
-                self.calibration.check(ModelIdentity(**plain["model"]), identity, self._policy)
-        except CalibrationMismatch as error:
-            raise CalibrationMismatch(f"record {record.id}: {error.message}", hint=error.hint) from None
-        except TypeError:
-            raise AuditError(
-                f"the record {record.id} does not name its model and scorer in full", hint="verify the log"
-            ) from None
-        self._identities.append((record.model, record.scorer, identity))
-        return identity
 
 
 def replay(
@@ -448,29 +246,3 @@ def _count(
         label = labels.get(request.attempts[judged - 1].id)
         if label is not None:
             counts["right" if label else "wrong"] += 1
-
-
-def clopper_pearson(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact two-sided interval of a share.
-
-    Args:
-        wrong: k.
-        of: n, at least 1.
-        level: probability with which it holds the true share, at least.
-
-    Raises:
-        ConfigurationError: if these can not be.
-        MissingExtra: if scipy is not installed.
-    """
-    if not (0 <= wrong <= of and of > 0 and 0.0 < level < 1.0):
-        raise ConfigurationError(f"an interval for {wrong!r} of {of!r} at the level {level!r}", hint="0 ≤ k ≤ n, n > 0")
-    try:
-        from scipy.stats import beta
-    except ImportError:
-        raise MissingExtra(
-            "an interval of the error needs scipy", hint="pip install 'hallucination-guard-semgrad[calibrate]'"
-        ) from None
-    tail = (1.0 - level) / 2
-    low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
-    high = 1.0 if wrong == of else float(beta.ppf(1.0 - tail, wrong + 1, of - wrong))
-    return low, high

@@ -6,7 +6,8 @@ from hallucination_guard.evaluation.data import Item, Prompting, read_items
 from hallucination_guard.evaluation.embedding import OwnStates, SentenceModel
 from hallucination_guard.evaluation.judges import Contains, Embedding, Judgement, Rouge, llm_judge, rouge_l
 from hallucination_guard.evaluation.metrics import Compared, Estimate, bootstrap, measure
-from hallucination_guard.evaluation.report import Report, make_report, write_report
+from hallucination_guard.evaluation.publish import write_report
+from hallucination_guard.evaluation.report import Report, make_report
 from hallucination_guard.evaluation.store import Store
 
 __all__ = [

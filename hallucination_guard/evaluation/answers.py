@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hallucination_guard.errors import GuardError, InputError
+from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.errors import GuardError
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.judges import Judge
 from hallucination_guard.evaluation.store import Store
-from hallucination_guard.labelled import Labelled
-from hallucination_guard.types import Generation, ModelIdentity, Score, Scorer, ScorerIdentity
+from hallucination_guard.model.tokenizer import Tokenizer
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.values import Generation, ModelIdentity, Score, Scorer, ScorerIdentity
 
 __all__ = ["P_TRUE", "answer", "judge", "labelled", "p_true"]
 
@@ -33,7 +35,7 @@ _LETTERS = ("A", "B")
 
 
 def answer(
-    model: Any,
+    model: WhiteBoxModel,
     items: Sequence[Item],
     prompting: Prompting,
     store: Store,
@@ -48,7 +50,7 @@ def answer(
     A question that can not be answered or scored becomes a row with its problem: it ends nothing and is counted.
 
     Args:
-        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        model: a :class:`~hallucination_guard.WhiteBoxModel`.
         items: the questions.
         prompting: how they are asked.
         store: where rows are kept.
@@ -60,28 +62,21 @@ def answer(
     rest = [item for item in items if item.id not in store.rows]
     finished = len(items) - len(rest)
     done(finished)
-    for part in _batches(rest, prompting, batch_size):
+    for part in batches(rest, prompting, batch_size):
         store.add(_rows(model, part, prompting, scorer, max_new_tokens))
         finished += len(part)
         done(finished)
 
 
-def _batches(items: Iterable[Item], prompting: Prompting, size: int) -> Iterator[list[Item]]:
-    """Longest first, so that a batch that does not fit into memory shows at once; one word for t* a batch."""
-    groups: dict[str | None, list[Item]] = {}
-    for item in sorted(items, key=lambda each: -len(prompting(each.query)) - len(each.response or "")):
-        try:
-            question = prompting.question(item.query)
-        except InputError:
-            question = ""  # no question can be named by it; answering will say so in the item's own row
-        groups.setdefault(question, []).append(item)
-    for group in groups.values():
-        for at in range(0, len(group), size):
-            yield group[at : at + size]
+def batches(items: Iterable[Item], prompting: Prompting, size: int) -> Iterator[list[Item]]:
+    """Longest first, so that a batch that does not fit into memory shows at once."""
+    ordered = sorted(items, key=lambda each: -len(prompting(each.query)) - len(each.response or ""))
+    for at in range(0, len(ordered), size):
+        yield ordered[at : at + size]
 
 
 def _rows(
-    model: Any, items: Sequence[Item], prompting: Prompting, scorer: Scorer, max_new_tokens: int
+    model: WhiteBoxModel, items: Sequence[Item], prompting: Prompting, scorer: Scorer, max_new_tokens: int
 ) -> list[dict[str, Any]]:
     try:
         generations = _generations(model, items, prompting, max_new_tokens)
@@ -94,15 +89,26 @@ def _rows(
     return [_row(*each) for each in zip(items, generations, scores, strict=True)]
 
 
-def _generations(model: Any, items: Sequence[Item], prompting: Prompting, max_new_tokens: int) -> Sequence[Generation]:
-    question = prompting.question(items[0].query)
-    if items[0].response is not None:
-        return [model.read(prompting(item.query), answer=item.response, question=question) for item in items]
-    prompts = [prompting(item.query) for item in items]
-    made: Sequence[Generation] = model.generate(
-        prompts, max_new_tokens=max_new_tokens, question=question, stop=prompting.stop
-    )
-    return made
+def _generations(
+    model: WhiteBoxModel, items: Sequence[Item], prompting: Prompting, max_new_tokens: int
+) -> Sequence[Generation]:
+    """Read what has an answer; generate the rest, together."""
+    questions = {item.id: prompting.question(item.query) for item in items}
+    found = {
+        item.id: model.read(prompting(item.query), answer=item.response, question=questions[item.id])
+        for item in items
+        if item.response is not None
+    }
+    rest = [item for item in items if item.response is None]
+    if rest:
+        made = model.generate(
+            [prompting(item.query) for item in rest],
+            question=[questions[item.id] for item in rest],
+            max_new_tokens=max_new_tokens,
+            stop=prompting.stop,
+        )
+        found |= {item.id: generation for item, generation in zip(rest, made, strict=True)}
+    return [found[item.id] for item in items]
 
 
 def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:
@@ -170,7 +176,7 @@ def labelled(
     return found
 
 
-def p_true(model: Any, query: str, response: str) -> float:
+def p_true(model: WhiteBoxModel, query: str, response: str) -> float:
     """P(True): how far the model takes its own answer for true when asked, by one more forward pass.
 
     Raises:
@@ -179,7 +185,7 @@ def p_true(model: Any, query: str, response: str) -> float:
     """
     import torch
 
-    from hallucination_guard.view import undisturbed
+    from hallucination_guard.model.view import undisturbed
 
     asked = P_TRUE.format(query=query, answer=response.strip())
     prompt = model.prompt(asked)
@@ -193,7 +199,7 @@ def p_true(model: Any, query: str, response: str) -> float:
         return float(torch.softmax(mass, dim=0)[0])
 
 
-def _first_tokens(tokenizer: Any) -> list[tuple[int, ...]]:
+def _first_tokens(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The tokens that a reply of each letter may begin with, with and without a space before it."""
     from hallucination_guard.errors import ConfigurationError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import CalibrationError, InputError
-from hallucination_guard.labelled import Labelled
-from hallucination_guard.types import LOWER_IS_LESS_CERTAIN
+from hallucination_guard.values import LOWER_IS_LESS_CERTAIN
 
 __all__ = ["FUSED", "Columns", "columns"]
 
@@ -121,6 +121,6 @@ def _single(answers: Sequence[Labelled]) -> dict[str, Sequence[float]]:
 
 
 def _fused(answers: Sequence[Labelled], folds: int) -> list[float]:
-    from hallucination_guard.fusion import cross_fitted
+    from hallucination_guard.calibration.fusion import cross_fitted
 
     return list(cross_fitted(answers, folds=folds))

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.questions import PROMPT
+from hallucination_guard.model.white_box import WhiteBoxModel
 
-__all__ = ["FEW_SHOT", "Item", "Prompting", "data_hash", "ending", "given_judge", "read_items"]
+__all__ = ["FEW_SHOT", "PROMPT", "Item", "Prompting", "data_hash", "ending", "given_judge", "read_items"]
+
+PROMPT = "Please directly answer the following question with one or few words:\n{query}"
+"""The prompt of the paper's experiments."""
 
 FEW_SHOT = "Question: {query}\nAnswer:"
 """The prompt for a model without a chat template; the examples before it are written the same way."""
@@ -158,7 +161,7 @@ class Prompting:
     templated: bool = True
 
     @classmethod
-    def of(cls, model: Any, *, template: str | None = None, examples: Sequence[Item] = ()) -> Prompting:
+    def of(cls, model: WhiteBoxModel, *, template: str | None = None, examples: Sequence[Item] = ()) -> Prompting:
         """The prompting for ``model``: the paper's prompt, or question and answer by turns where there are examples.
 
         Raises:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hallucination_guard.errors import InputError, ModelError
+from hallucination_guard.model.white_box import WhiteBoxModel
 
 __all__ = ["Embed", "OwnStates", "SentenceModel"]
 
@@ -79,7 +80,7 @@ class OwnStates:
     A makeshift where there is no sentence-embedding model: in small models all such states point much the same way.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: WhiteBoxModel) -> None:
         self.name = f"own states of {model.name}"
         self._model = model
 
@@ -87,7 +88,7 @@ class OwnStates:
         """One unit vector a text."""
         import torch
 
-        from hallucination_guard.view import skipped, tapped, undisturbed
+        from hallucination_guard.model.view import skipped, tapped, undisturbed
 
         model = self._model
         layout = model.layout

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hallucination_guard.errors import CallError, ConfigurationError, InputError
-from hallucination_guard.questions import contains_match, normal_form
+from hallucination_guard.evaluation.matching import contains_match, normal_form
 
 __all__ = [
     "ASK",
@@ -76,7 +76,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Contains:
-    """Right if the answer contains a reference; see :func:`~hallucination_guard.questions.contains_match`."""
+    """Right if the answer contains a reference; see :func:`~hallucination_guard.demo.questions.contains_match`."""
 
     name = "contains"
 

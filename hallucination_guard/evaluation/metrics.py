@@ -28,27 +28,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hallucination_guard.errors import ConfigurationError, InputError, MissingExtra
+from hallucination_guard.errors import ConfigurationError, InputError
 
 __all__ = [
     "COVERAGES",
     "METRICS",
-    "Bin",
     "Compared",
     "Estimate",
+    "auroc",
     "bootstrap",
-    "brier",
-    "calibration_error",
-    "confidences",
     "measure",
-    "reliability",
     "risk_coverage",
     "roc",
+    "spearman",
 ]
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -106,8 +103,8 @@ def measure(values: Sequence[float] | Floats, wrong: Sequence[bool] | NDArray[np
     Raises:
         InputError: if there is nothing, the lengths differ, or a value is not finite.
     """
-    checked, labels = _checked(values, wrong)
-    found = _Ranked(checked, labels).metrics(np.ones((1, len(checked)), dtype=np.int64))
+    numbers, labels = checked(values, wrong)
+    found = _Ranked(numbers, labels).metrics(np.ones((1, len(numbers)), dtype=np.int64))
     return {name: _number(each[0]) for name, each in found.items()}
 
 
@@ -143,7 +140,7 @@ def bootstrap(
         raise ConfigurationError(
             f"{resamples!r} resamples and a level of {level!r} give no interval", hint="2000 and 0.95, for example"
         )
-    ranked = {name: _Ranked(*_checked(values, wrong)) for name, values in scores.items()}
+    ranked = {name: _Ranked(*checked(values, wrong)) for name, values in scores.items()}
     n = len(next(iter(ranked.values())).wrong)
     whole = {name: each.metrics(np.ones((1, n), dtype=np.int64)) for name, each in ranked.items()}
     points = {name: {metric: _number(each[0]) for metric, each in found.items()} for name, found in whole.items()}
@@ -254,22 +251,29 @@ def _kept(coverage: float, n: int) -> int:
     return max(1, math.ceil(coverage * n - 1e-9))
 
 
-def _checked(values: Any, wrong: Any) -> tuple[Floats, NDArray[np.bool_]]:
-    checked = np.asarray(values, dtype=np.float64)
+def checked(
+    values: Sequence[float] | Floats, wrong: Sequence[bool] | NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """One finite number and one label for each answer, as arrays.
+
+    Raises:
+        InputError: if there is nothing, the lengths differ, a value is not finite or a label is no label.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
     labels = np.asarray(wrong)
-    if checked.ndim != 1 or checked.shape != labels.shape or not checked.size:
+    if numbers.ndim != 1 or numbers.shape != labels.shape or not numbers.size:
         raise InputError(
-            f"scores of shape {checked.shape!r} do not go with labels of shape {labels.shape!r}",
+            f"scores of shape {numbers.shape!r} do not go with labels of shape {labels.shape!r}",
             hint="give one finite number and one label for each answer, and at least one",
         )
     if labels.dtype != np.bool_:
         raise InputError(
             f"the labels are of type {str(labels.dtype)!r}", hint="give True for wrong and False for right"
         )
-    if not np.isfinite(checked).all():
-        at = int(np.flatnonzero(~np.isfinite(checked))[0])
-        raise InputError(f"score {at} is {checked[at]!r}, not a finite number", hint="leave out what was not scored")
-    return checked, labels
+    if not np.isfinite(numbers).all():
+        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise InputError(f"score {at} is {numbers[at]!r}, not a finite number", hint="leave out what was not scored")
+    return numbers, labels
 
 
 def _number(value: float) -> float | None:
@@ -288,18 +292,15 @@ def _estimate(value: float | None, drawn: Floats, level: float) -> Estimate:
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-# -------------------------------------------------------------------------------------------------------------- curves
-
-
 def risk_coverage(values: Sequence[float] | Floats, wrong: Sequence[bool] | NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Coverage k / n and expected risk E_k / k for k = 1 … n.
 
     Raises:
         InputError: as :func:`measure`.
     """
-    checked, labels = _checked(values, wrong)
-    n = len(checked)
-    every, errors = _Ranked(checked, labels).groups(np.ones((1, n), dtype=np.int64))
+    numbers, labels = checked(values, wrong)
+    n = len(numbers)
+    every, errors = _Ranked(numbers, labels).groups(np.ones((1, n), dtype=np.int64))
     k = np.arange(1, n + 1)
     return k / n, _expected_errors(every, errors, n)[0] / k
 
@@ -310,104 +311,37 @@ def roc(values: Sequence[float] | Floats, wrong: Sequence[bool] | NDArray[np.boo
     Raises:
         InputError: as :func:`measure`, and with right or wrong answers only.
     """
-    checked, labels = _checked(values, wrong)
+    numbers, labels = checked(values, wrong)
     if labels.all() or not labels.any():
         raise InputError("all answers have one label, so there is no such curve", hint="give right and wrong ones")
-    every, errors = _Ranked(checked, labels).groups(np.ones((1, len(checked)), dtype=np.int64))
+    every, errors = _Ranked(numbers, labels).groups(np.ones((1, len(numbers)), dtype=np.int64))
     found, taken = _from_above(errors)[0][::-1], _from_above(every)[0][::-1]
-    right = len(checked) - int(labels.sum())
+    right = len(numbers) - int(labels.sum())
     return np.concatenate([[0.0], (taken - found) / right]), np.concatenate([[0.0], found / labels.sum()])
 
 
-# --------------------------------------------------------------------------------------------------------- confidences
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bin:
-    """Answers of like confidence.
-
-    Args:
-        count: how many.
-        confidence: their mean.
-        accuracy: the share of right ones.
-    """
-
-    count: int
-    confidence: float
-    accuracy: float
-
-
-def confidences(
-    values: Sequence[float] | Floats, wrong: Sequence[bool] | NDArray[np.bool_], *, folds: int = 5, seed: int = 0
-) -> Floats:
-    """P(correct) of each answer by Platt's map, fitted on the other folds: of the logarithm where all are positive.
+def auroc(values: Sequence[float] | Floats, positive: Sequence[bool] | NDArray[np.bool_]) -> float:
+    """The chance that a positive has the higher score; ties count half.
 
     Raises:
-        InputError: if right or wrong answers are fewer than folds.
-        MissingExtra: if scikit-learn is not installed.
+        InputError: as :func:`measure`, and if one of the two kinds is missing.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise MissingExtra(
-            "confidences need scikit-learn", hint="pip install 'hallucination-guard-semgrad[evaluate]'"
-        ) from None
-    checked, labels = _checked(values, wrong)
-    errors = int(labels.sum())
-    if min(errors, len(labels) - errors) < folds:
-        raise InputError(
-            f"{errors} wrong and {len(labels) - errors} right answers can not be put into {folds} folds",
-            hint="give more answers, or fewer folds",
-        )
-    inputs = np.log(checked) if (checked > 0).all() else checked
-    split = StratifiedKFold(n_splits=folds, shuffle=True, random_state=seed)
-    platt = make_pipeline(StandardScaler(), LogisticRegression(C=1e3))
-    found = cross_val_predict(platt, inputs[:, None], ~labels, cv=split, method="predict_proba")
-    return np.asarray(found[:, 1], dtype=np.float64)
-
-
-def brier(confidence: Floats, wrong: Sequence[bool] | NDArray[np.bool_]) -> float:
-    """Mean of (confidence − correct)²; lower is better.
-
-    Raises:
-        InputError: if a confidence is none.
-    """
-    checked, labels = _probabilities(confidence, wrong)
-    return float(((checked - ~labels) ** 2).mean())
-
-
-def reliability(confidence: Floats, wrong: Sequence[bool] | NDArray[np.bool_], *, bins: int = 10) -> list[Bin]:
-    """Confidence against accuracy in bins of equal width; empty ones are left out.
-
-    Raises:
-        InputError: if a confidence is none.
-    """
-    checked, labels = _probabilities(confidence, wrong)
-    at = np.minimum((checked * bins).astype(np.int64), bins - 1)
-    found = []
-    for each in range(bins):
-        inside = at == each
-        if inside.any():
-            accuracy = float((~labels[inside]).mean())
-            found.append(Bin(count=int(inside.sum()), confidence=float(checked[inside].mean()), accuracy=accuracy))
+    found = measure(values, positive)["auroc"]
+    if found is None:
+        raise InputError(f"{sum(positive)} of {len(positive)} are positive", hint="both kinds are needed")
     return found
 
 
-def calibration_error(confidence: Floats, wrong: Sequence[bool] | NDArray[np.bool_], *, bins: int = 10) -> float:
-    """ECE: mean over answers of |confidence − accuracy| of their bin; bins of equal width.
-
-    Raises:
-        InputError: if a confidence is none.
-    """
-    found = reliability(confidence, wrong, bins=bins)
-    return sum(each.count * abs(each.confidence - each.accuracy) for each in found) / sum(each.count for each in found)
+def spearman(one: Sequence[float] | Floats, other: Sequence[float] | Floats) -> float | None:
+    """Rank correlation; equal values share the mean of their ranks. None where one side is the same everywhere."""
+    first, second = _ranks(one), _ranks(other)
+    spread = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float(first @ second) / spread if spread else None
 
 
-def _probabilities(confidence: Any, wrong: Any) -> tuple[Floats, NDArray[np.bool_]]:
-    checked, labels = _checked(confidence, wrong)
-    if ((checked < 0) | (checked > 1)).any():
-        raise InputError("a confidence is outside [0, 1]", hint="give probabilities of being right")
-    return checked, labels
+def _ranks(values: Sequence[float] | Floats) -> Floats:
+    """Centred at 0."""
+    _, group, sizes = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    ends = np.cumsum(sizes)
+    middle: Floats = (ends - (sizes - 1) / 2)[group]
+    return middle - (len(middle) + 1) / 2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hallucination_guard.errors import InputError, MissingExtra
 from hallucination_guard.evaluation.columns import FUSED
-from hallucination_guard.evaluation.metrics import confidences, reliability, risk_coverage, roc
-
-if TYPE_CHECKING:
-    from hallucination_guard.evaluation.report import Report
+from hallucination_guard.evaluation.metrics import risk_coverage, roc
+from hallucination_guard.evaluation.reliability import confidences, reliability
+from hallucination_guard.evaluation.report import Report
 
 __all__ = ["draw_plots"]
 

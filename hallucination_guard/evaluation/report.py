@@ -10,17 +10,10 @@ from typing import Any
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.evaluation.columns import FUSED, Columns
-from hallucination_guard.evaluation.metrics import (
-    COVERAGES,
-    Compared,
-    Estimate,
-    bootstrap,
-    brier,
-    calibration_error,
-    confidences,
-)
+from hallucination_guard.evaluation.metrics import COVERAGES, Compared, Estimate, bootstrap, measure
+from hallucination_guard.evaluation.reliability import brier, calibration_error, confidences
 
-__all__ = ["Report", "make_report", "write_report"]
+__all__ = ["Report", "make_report"]
 
 _EVIDENT = ("auroc", "aurc", "prr")  # the metrics of the table of differences
 
@@ -248,26 +241,7 @@ def make_report(
 
 
 def _best(scores: Mapping[str, Sequence[float]], wrong: Sequence[bool]) -> str:
-    from hallucination_guard.evaluation.metrics import measure
-
     return max(scores, key=lambda name: measure(scores[name], wrong)["auroc"] or 0.0)
-
-
-def write_report(folder: str | Path, report: Report) -> list[Path]:
-    """Write ``report.md``, ``report.json`` and the plots into ``folder``; the paths.
-
-    Raises:
-        MissingExtra: if matplotlib or scikit-learn is not installed.
-    """
-    from hallucination_guard.evaluation.plots import draw_plots
-
-    folder = Path(folder)
-    plots = draw_plots(folder, report)
-    page, data = folder / "report.md", folder / "report.json"
-    page.write_text(report.to_markdown(plots=[each.name for each in plots]) + "\n", encoding="utf-8")
-    text = json.dumps(report.to_json_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-    data.write_text(text + "\n", encoding="utf-8")
-    return [page, data, *plots]
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -299,6 +273,6 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _inline(value: Any) -> str:
+def _inline(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return f"`{text!r}`" if "\n" in text else text

@@ -34,12 +34,14 @@ from typing import Any
 
 import numpy as np
 
+from hallucination_guard.evaluation.answers import batches
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.embedding import Embed
 from hallucination_guard.evaluation.judges import rouge_l
+from hallucination_guard.evaluation.matching import normal_form
 from hallucination_guard.evaluation.store import Store
-from hallucination_guard.questions import normal_form
-from hallucination_guard.types import Generation
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.values import Generation
 
 __all__ = [
     "SAMPLED",
@@ -91,7 +93,7 @@ class Sample:
 
 
 def draw(
-    model: Any,
+    model: WhiteBoxModel,
     items: Sequence[Item],
     prompting: Prompting,
     store: Store,
@@ -107,7 +109,7 @@ def draw(
     """Draw and read K answers to every question that has none in ``store`` yet.
 
     Args:
-        model: a :class:`~hallucination_guard.model.WhiteBoxModel`.
+        model: a :class:`~hallucination_guard.WhiteBoxModel`.
         items: the questions.
         prompting: how they are asked.
         store: where rows are kept: texts, likelihoods, EigenScore, seconds.
@@ -119,15 +121,13 @@ def draw(
         batch_size: questions that are answered together.
         done: told how many of ``items`` are finished.
     """
-    from hallucination_guard.evaluation.answers import _batches
-
     rest = [item for item in items if item.id not in store.rows]
     finished = len(items) - len(rest)
     done(finished)
-    for part in _batches(rest, prompting, batch_size):
+    for part in batches(rest, prompting, batch_size):
         began = time.perf_counter()
         prompts = [prompting(item.query) for item in part]
-        question = prompting.question(part[0].query)
+        questions = [prompting.question(item.query) for item in part]
         drawn: list[list[Generation]] = []
         for at in range(k):
             made = model.generate(
@@ -137,7 +137,7 @@ def draw(
                 top_p=top_p,
                 seed=seed + at,
                 stop=prompting.stop,
-                question=question,
+                question=questions,
             )
             for generation in made:
                 generation.release()  # no gradient will be taken, and K traces a question are heavy
@@ -168,11 +168,11 @@ def draw(
         done(finished)
 
 
-def _read(model: Any, generation: Generation) -> tuple[Sample, Any]:
+def _read(model: WhiteBoxModel, generation: Generation) -> tuple[Sample, Any]:
     """Likelihoods of a drawn answer and h_{⌊L/2⌋} at its last token, by one pass; nothing of an empty one."""
     import torch
 
-    from hallucination_guard.view import tapped, undisturbed
+    from hallucination_guard.model.view import tapped, undisturbed
 
     answer = generation.response_token_ids
     if not answer or not generation.text.strip():

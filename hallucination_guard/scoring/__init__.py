@@ -1,6 +1,13 @@
-"""Scores of a generation, from one pass, and where in answer and question they come from."""
+"""The arithmetic of the scores: what one pass measures of a generation, and where in it the score comes from.
+
+In go a model and generations; out come a :class:`~hallucination_guard.values.Score` each, and on demand spans, words
+and an :class:`Explanation`. A scorer measures everything that its pass gives and is about one number of it.
+"""
+
+from __future__ import annotations
 
 from hallucination_guard.scoring.cascade import Cascade, CascadeFit, fit_cascade
+from hallucination_guard.scoring.explain import Explanation, Token, explain
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.isotropic import Isotropic
 from hallucination_guard.scoring.scorers import ExGrad, HybridGrad, Likelihood, ParaGrad, SemGrad
@@ -11,6 +18,7 @@ __all__ = [
     "Cascade",
     "CascadeFit",
     "ExGrad",
+    "Explanation",
     "GradientSettings",
     "HybridGrad",
     "Isotropic",
@@ -18,7 +26,9 @@ __all__ = [
     "ParaGrad",
     "SemGrad",
     "Span",
+    "Token",
     "Word",
+    "explain",
     "fit_cascade",
     "prompt_sensitivity",
     "question_sensitivity",

@@ -33,6 +33,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hallucination_guard.errors import CalibrationError, ConfigurationError, MissingExtra
+from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import Likelihoods, Measured, measure_where
 from hallucination_guard.scoring.scorers import (
     _VERSION,
@@ -45,7 +46,7 @@ from hallucination_guard.scoring.scorers import (
     _Numbers,
     _Scorer,
 )
-from hallucination_guard.types import Generation, Score
+from hallucination_guard.values import Generation, Score
 
 __all__ = ["Cascade", "CascadeFit", "fit_cascade"]
 
@@ -111,7 +112,7 @@ class Cascade(_Scorer):
             **{f"gradient_{key}": value for key, value in self.gradient.settings.items()},
         }
 
-    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+    def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         low, high = self.band
 
         def undecided(likelihoods: Likelihoods) -> bool:

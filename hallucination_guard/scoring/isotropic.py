@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from hallucination_guard.errors import ConfigurationError, ModelError
-from hallucination_guard.scoring.gradients import Reading, answer_states, read_head
+from hallucination_guard.model.view import undisturbed, with_parameters
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
 from hallucination_guard.scoring.scorers import _Numbers, _Scorer
-from hallucination_guard.types import Generation
-from hallucination_guard.view import undisturbed, with_parameters
+from hallucination_guard.values import Generation
 
 __all__ = ["Isotropic"]
 
@@ -58,7 +59,7 @@ class Isotropic(_Scorer):
         if self.parameters not in ("head", "all"):
             raise ConfigurationError(f"parameters is {self.parameters!r}", hint="one of 'head', 'all'")
 
-    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+    def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         results = []
         for generation in generations:
             generation.release()
@@ -82,7 +83,7 @@ class Isotropic(_Scorer):
         return results
 
 
-def _of_head(model: Any, generation: Generation) -> tuple[Reading, Tensor]:
+def _of_head(model: WhiteBoxModel, generation: Generation) -> tuple[Reading, Tensor]:
     """The reading, and ‖∂ log p_t[ŷ_t]/∂W‖² (T) in float64."""
     head = model.head
     with undisturbed(model.model, grad=False):
@@ -92,7 +93,7 @@ def _of_head(model: Any, generation: Generation) -> tuple[Reading, Tensor]:
     return reading, (norms[0] * norms[1]) ** 2
 
 
-def _of_all(model: Any, generation: Generation) -> tuple[Reading, Tensor]:
+def _of_all(model: WhiteBoxModel, generation: Generation) -> tuple[Reading, Tensor]:
     """The reading, and ‖∇ log p_t[ŷ_t]‖² (T) over all parameters, in float64.
 
     The parameters are leaves of our own on the same storage, so nothing is written on the caller's. They stand in a
@@ -122,7 +123,7 @@ def _of_all(model: Any, generation: Generation) -> tuple[Reading, Tensor]:
     return reading, torch.tensor(squares, dtype=torch.float64)
 
 
-def _leaves(model: Any) -> dict[int, Tensor]:
+def _leaves(model: WhiteBoxModel) -> dict[int, Tensor]:
     """A leaf on the storage of every parameter, by the parameter's id; tied ones share one."""
     parameters = list(model.model.parameters())
     if getattr(model.model, "is_quantized", False) or not all(each.is_floating_point() for each in parameters):

@@ -22,21 +22,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hallucination_guard.errors import ScoringError
-from hallucination_guard.scoring.gradients import (
-    GradientSettings,
-    Measured,
-    Reading,
-    answer_states,
-    measure,
-    read_head,
-)
-from hallucination_guard.types import Generation, Prefix, Score, ScorerIdentity
-from hallucination_guard.view import undisturbed
+from hallucination_guard.model.view import undisturbed
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.gradients import GradientSettings, Measured, measure
+from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
+from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity
 
-__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure"]
+__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure", "white_box"]
 
 _VERSION = "1"
 
@@ -57,11 +52,11 @@ class _Scorer(ABC):
         """Name, version and settings: a calibration holds for exactly this."""
         return ScorerIdentity(name=self.primary, version=_VERSION, settings=self.settings)
 
-    def __call__(self, model: Any, generation: Generation) -> Score:
+    def __call__(self, model: Model, generation: Generation) -> Score:
         """Score one generation.
 
         Args:
-            model: the :class:`~hallucination_guard.model.WhiteBoxModel` it belongs to.
+            model: the :class:`~hallucination_guard.WhiteBoxModel` it belongs to.
             generation: from ``model.generate`` or ``model.read``.
 
         Raises:
@@ -70,14 +65,14 @@ class _Scorer(ABC):
         """
         return self.batch(model, [generation])[0]
 
-    def batch(self, model: Any, generations: Sequence[Generation]) -> list[Score]:
+    def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """Score several generations at once, each as it would be scored alone (within rounding)."""
         began = time.perf_counter()
         for generation in generations:
             check_own(model, generation)
         reasons = [nothing_to_measure(generation) for generation in generations]
         full = [each for each, reason in zip(generations, reasons, strict=True) if not reason]
-        measured = iter(self._measure(model, full) if full else [])
+        measured = iter(self._measure(white_box(model), full) if full else [])
         seconds = (time.perf_counter() - began) / max(1, len(generations))
         return [
             Score.unscorable(reason, scorer=self.identity)
@@ -87,7 +82,7 @@ class _Scorer(ABC):
         ]
 
     @abstractmethod
-    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+    def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         """The numbers of generations that have something to measure."""
 
     def _score(self, numbers: _Numbers, generation: Generation, seconds: float) -> Score:
@@ -143,7 +138,7 @@ class _Numbers:
 
 @dataclass(frozen=True)
 class _Gradient(GradientSettings, _Scorer):
-    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+    def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         return [_Numbers.of_gradient(each) for each in measure(model, generations, self)]
 
 
@@ -177,7 +172,7 @@ class Likelihood(_Scorer):
 
     primary = "sequence_nll"
 
-    def _measure(self, model: Any, generations: Sequence[Generation]) -> list[_Numbers]:
+    def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         results = []
         for generation in generations:
             generation.release()
@@ -199,7 +194,21 @@ def _likelihoods(entropies: Sequence[float], logprobs: Sequence[float]) -> dict[
     }
 
 
-def check_own(model: Any, generation: Generation) -> None:
+def white_box(model: Model) -> WhiteBoxModel:
+    """``model``, whose inside can be seen.
+
+    Raises:
+        ScoringError: if it cannot.
+    """
+    if not isinstance(model, WhiteBoxModel):
+        raise ScoringError(
+            f"the inside of {model.name!r}, a {type(model).__name__}, cannot be seen",
+            hint="wrap the local model: WhiteBoxModel(model, tokenizer)",
+        )
+    return model
+
+
+def check_own(model: Model, generation: Generation) -> None:
     """See that ``generation`` is of ``model``.
 
     Raises:

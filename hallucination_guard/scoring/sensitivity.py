@@ -12,18 +12,18 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from hallucination_guard.anchor import end_of_user_text, offsets_of
 from hallucination_guard.errors import AnchorError, ScoringError
-from hallucination_guard.replay import replay
-from hallucination_guard.scoring.gradients import GradientSettings, loss_scale, walk_head
+from hallucination_guard.model.anchor import end_of_user_text, offsets_of
+from hallucination_guard.model.replay import replay
+from hallucination_guard.model.view import undisturbed
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.gradients import GradientSettings, loss_scale
+from hallucination_guard.scoring.head_walk import walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
-from hallucination_guard.template import question_of
-from hallucination_guard.types import Generation
-from hallucination_guard.view import undisturbed
+from hallucination_guard.values import Generation, question_of
 
 __all__ = ["Word", "prompt_sensitivity", "question_sensitivity"]
 
@@ -46,14 +46,14 @@ class Word:
 
 
 def question_sensitivity(
-    model: Any,
+    model: WhiteBoxModel,
     generation: Generation,
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
 ) -> tuple[Word, ...]:
     """The words of the last user message and how sensitive the answer is to each.
 
     Args:
-        model: the :class:`~hallucination_guard.model.WhiteBoxModel` that the generation belongs to.
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
         generation: from ``model.generate`` or ``model.read``; it needs no anchor.
         settings: as for the scorers.
 
@@ -88,14 +88,14 @@ def question_sensitivity(
 
 
 def prompt_sensitivity(
-    model: Any,
+    model: WhiteBoxModel,
     generation: Generation,
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
 ) -> tuple[float, ...]:
     """s_t of every token of the prompt.
 
     Args:
-        model: the :class:`~hallucination_guard.model.WhiteBoxModel` that the generation belongs to.
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
         generation: from ``model.generate`` or ``model.read``; it needs no anchor.
         settings: as for the scorers.
 

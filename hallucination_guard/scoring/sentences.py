@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+
+from hallucination_guard.model.tokenizer import Tokenizer
 
 __all__ = ["sentence_ranges", "sentence_starts", "token_texts"]
 
@@ -22,7 +23,7 @@ _ABBREVIATION = re.compile(
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d{1,3}\.$")  # the number of an item in a list
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
     """What each token adds to the decoded text; nothing where it is special, or holds a character's beginning only."""
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     ends = [0]

@@ -21,18 +21,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hallucination_guard.errors import InputError, ScoringError
-from hallucination_guard.replay import Replay, Trace, replay
-from hallucination_guard.scoring.gradients import GradientSettings, check_felt, loss_scale, read_head, walk_head
+from hallucination_guard.model.replay import Replay, Trace, replay
+from hallucination_guard.model.view import undisturbed
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.gradients import GradientSettings, check_felt, loss_scale
+from hallucination_guard.scoring.head_walk import read_head, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
-from hallucination_guard.types import Generation
-from hallucination_guard.view import undisturbed
+from hallucination_guard.values import Generation
 
 __all__ = ["Span", "semgrad_by_span"]
 
@@ -57,7 +58,7 @@ class Span:
 
 
 def semgrad_by_span(
-    model: Any,
+    model: WhiteBoxModel,
     generation: Generation,
     spans: Sequence[tuple[int, int]] | None = None,
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
@@ -65,7 +66,7 @@ def semgrad_by_span(
     """SemGrad of each span of an answer.
 
     Args:
-        model: the :class:`~hallucination_guard.model.WhiteBoxModel` that the generation belongs to.
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
         generation: from ``model.generate`` or ``model.read``, with an anchor.
         spans: (start, stop) in tokens of the answer; they may overlap and leave tokens out. By default its sentences.
         settings: as for the scorers.
@@ -104,7 +105,7 @@ def _checked(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, 
 
 
 def _measure(
-    model: Any,
+    model: WhiteBoxModel,
     generation: Generation,
     trace: Trace,
     ranges: Sequence[tuple[int, int]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hallucination_guard.types import Decision, Situation
+from hallucination_guard.values import Decision, Situation
 from hallucination_guard_policies.below import Below
 
 __all__ = ["AbstainBelow"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hallucination_guard.types import JSON, Decision, Situation, Verdict
+from hallucination_guard.values import JSON, Decision, Situation, Verdict
 from hallucination_guard_policies.compose import Composable
 from hallucination_guard_policies.threshold import unscored
 

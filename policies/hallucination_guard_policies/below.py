@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import JSON, Action, Decision, Move, Situation, Verdict
+from hallucination_guard.values import JSON, Action, Decision, Move, Situation, Verdict
 from hallucination_guard_policies._check import count
 from hallucination_guard_policies.compose import Composable
 from hallucination_guard_policies.threshold import Threshold

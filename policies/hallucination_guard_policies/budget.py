@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hallucination_guard.types import JSON, Decision, Policy, Situation, Verdict
+from hallucination_guard.values import JSON, Decision, Policy, Situation, Verdict
 from hallucination_guard_policies._check import count, number
 from hallucination_guard_policies.compose import Composable
 

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import ClassVar
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import JSON, Decision, Policy, Situation, Verdict
+from hallucination_guard.values import JSON, Decision, Policy, Situation, Verdict
 from hallucination_guard_policies.threshold import Threshold
 
 __all__ = ["BothObject", "Composable", "FirstObjection"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import JSON, Decision, Policy, Situation, Verdict
+from hallucination_guard.values import JSON, Answerer, Decision, Policy, Retriever, Situation, Verdict
 from hallucination_guard_policies._check import number
 from hallucination_guard_policies.abstain import AbstainBelow
 from hallucination_guard_policies.accept import Accept
@@ -68,8 +68,8 @@ def load_policy(
     source: str | PathLike[str] | Mapping[str, Any],
     *,
     confidence: float | None = None,
-    retriever: Any = None,
-    to: Any = None,
+    retriever: Retriever | None = None,
+    to: Answerer | None = None,
 ) -> Document:
     """Load a policy document: ``load_policy("rag", confidence=0.6, retriever=search)``.
 
@@ -123,8 +123,8 @@ class _Builder:
 
     source: Source
     confidence: float | None
-    retriever: Any
-    to: Any
+    retriever: Retriever | None
+    to: Answerer | None
 
     def build(self, document: _schema.Document) -> Document:
         chain: Policy = self._rule(document.rules[0], ("rules", 0))

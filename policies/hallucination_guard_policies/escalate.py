@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from hallucination_guard.types import Action, Escalate
+from hallucination_guard.values import Action, Answerer, Escalate
 from hallucination_guard_policies._check import number, target
 from hallucination_guard_policies.below import ActBelow
 
@@ -29,7 +29,7 @@ class EscalateBelow(ActBelow):
     """
 
     action: ClassVar[Action] = "escalate"
-    to: Any = None
+    to: Answerer | None = None
     timeout: float = 60.0
 
     def __post_init__(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Action, Retrieve
+from hallucination_guard.values import Action, Retrieve, Retriever
 from hallucination_guard_policies._check import count, number, target
 from hallucination_guard_policies.below import ActBelow
 
@@ -37,7 +37,7 @@ class RetrieveBelow(ActBelow):
     """
 
     action: ClassVar[Action] = "retrieve"
-    retriever: Any
+    retriever: Retriever
     k: int = 3
     timeout: float = 10.0
     tries: int = 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Action, Redraw
+from hallucination_guard.values import Action, Redraw
 from hallucination_guard_policies._check import count, number
 from hallucination_guard_policies.below import ActBelow
 

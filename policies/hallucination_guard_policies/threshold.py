@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import JSON, LOWER_IS_LESS_CERTAIN, Score, Verdict
+from hallucination_guard.values import JSON, LOWER_IS_LESS_CERTAIN, Score, Verdict
 from hallucination_guard_policies._check import number
 
 __all__ = ["Reading", "Threshold", "unscored"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, TypeAlias, assert_never
+from typing import Literal, TypeAlias, assert_never
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import JSON, Decision, Escalate, Policy, Situation, Verdict
+from hallucination_guard.values import JSON, Answerer, Decision, Escalate, Policy, Situation, Verdict
 from hallucination_guard_policies._check import number, target
 from hallucination_guard_policies.below import name_of
 from hallucination_guard_policies.compose import Composable
@@ -34,7 +34,7 @@ class Unscored(Composable):
     _: KW_ONLY
     on_unscorable: Fallback = "abstain"
     on_error: Fallback = "abstain"
-    to: Any = None
+    to: Answerer | None = None
     timeout: float = 60.0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hallucination_guard import Guard
 from hallucination_guard.audit import (
     AuditLog,
+    Label,
     label,
     label_all,
     labelled_answers,
@@ -20,9 +21,9 @@ from hallucination_guard.audit import (
     records,
     verify,
 )
-from hallucination_guard.audit.labels import Label, by_record, read_labels
+from hallucination_guard.audit.labels import by_record, read_labels
+from hallucination_guard.calibration import read_labelled, write_labelled
 from hallucination_guard.errors import AuditError, InputError
-from hallucination_guard.labelled import read_labelled, write_labelled
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
 from hallucination_guard_policies import AbstainBelow, Accept, EscalateBelow, RetryBelow
 

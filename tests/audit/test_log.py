@@ -21,10 +21,9 @@ import structlog
 from filelock import FileLock
 
 import hallucination_guard
-from hallucination_guard.audit import AuditLog, AuditRecord, content_digest, records, verify
+from hallucination_guard.audit import AuditLog, AuditRecord, Sink, content_digest, records, verify
 from hallucination_guard.audit.chain import anchor_path
 from hallucination_guard.errors import AuditError, ConfigurationError
-from hallucination_guard.types import Sink
 
 KEY = b"a secret of the auditor, 32 bytes"
 ROOT = str(Path(hallucination_guard.__file__).parents[1])

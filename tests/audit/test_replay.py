@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hallucination_guard import Calibration, Guard
-from hallucination_guard.audit import AuditLog, AuditRecord, records
-from hallucination_guard.audit.replay import Replayed, Tally, clopper_pearson, replay, replay_each, requests
+from hallucination_guard.audit import AuditLog, AuditRecord, Replayed, Tally, records, replay_each, requests
+from hallucination_guard.audit.replay import replay
+from hallucination_guard.audit.tally import clopper_pearson
 from hallucination_guard.errors import (
     AuditError,
     CalibrationError,
@@ -21,7 +22,7 @@ from hallucination_guard.errors import (
     PolicyError,
 )
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.types import Score
+from hallucination_guard.values import Score
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,

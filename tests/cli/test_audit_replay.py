@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import pytest
 
 from hallucination_guard import Calibration, Guard
 from hallucination_guard.audit import AuditLog, labels_of, records
-from hallucination_guard.commands import audit_label, audit_replay
+from hallucination_guard.cli import audit_replay
+from hallucination_guard.cli.app import run
 from hallucination_guard.errors import AuditError, CalibrationMismatch, InputError, PolicyError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
 from hallucination_guard_policies import load_policy
@@ -50,15 +50,7 @@ def labelled(log: Path, tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    audit = parser.add_subparsers(required=True)
-    common, log = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true")
-    log.add_argument("--log", type=Path, default=Path("audit.jsonl"))
-    for command in (audit_label, audit_replay):
-        command.add(audit, common=common, log=log)
-    parsed = parser.parse_args([str(each) for each in arguments])
-    return int(parsed.run(parsed))
+    return run(["audit", *map(str, arguments)])
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,15 @@ import numpy as np
 import pytest
 
 from hallucination_guard import AuditLog, Calibration, Guard
-from hallucination_guard.commands.calibrate import add
+from hallucination_guard.calibration import Labelled, write_labelled
+from hallucination_guard.cli.app import run as run_command
 from hallucination_guard.errors import CalibrationError, ConfigurationError, InputError
-from hallucination_guard.labelled import Labelled, write_labelled
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
 from hallucination_guard_policies import AbstainBelow, Accept
 
 
 def run(*arguments: object) -> int:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true")
-    parser = argparse.ArgumentParser()
-    add(parser.add_subparsers(), common=common, model=argparse.ArgumentParser(add_help=False))
-    parsed = parser.parse_args(["calibrate", *map(str, arguments)])
-    return int(parsed.run(parsed))
+    return run_command(["calibrate", *map(str, arguments)])
 
 
 def rows(n: int, seed: int = 0, **changes: Any) -> list[Labelled]:
@@ -84,7 +78,7 @@ def test_several_files_are_one_set(data, tmp_path, capsys):
 
 
 def test_a_labelled_audit_log_is_as_good(tmp_path, capsys):
-    from hallucination_guard.audit.labels import label
+    from hallucination_guard.audit import label
 
     log, answers = tmp_path / "audit.jsonl", rows(60)
     with AuditLog(log) as sink:
@@ -99,7 +93,7 @@ def test_a_labelled_audit_log_is_as_good(tmp_path, capsys):
 
 
 def test_the_policy_that_drew_the_attempts_is_named(tmp_path, capsys):
-    from hallucination_guard.certificate import drafts_hash
+    from hallucination_guard.calibration.certificate import drafts_hash
     from hallucination_guard_policies import load_policy
 
     text = "id: p\nversion: 1\nrules:\n  - retry: {below: {%s}, times: 1}\n"

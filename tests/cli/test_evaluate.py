@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,25 +10,14 @@ from typing import Any
 import pytest
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
-from hallucination_guard.commands import evaluate
+from hallucination_guard.calibration import read_labelled
+from hallucination_guard.cli import evaluate
+from hallucination_guard.cli.app import run as run_command
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.labelled import read_labelled
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 COUNT = 30
-
-
-def parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true")
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--model", default="demo")
-    model.add_argument("--device-map")
-    model.add_argument("--dtype")
-    whole = argparse.ArgumentParser()
-    evaluate.add(whole.add_subparsers(), common=common, model=model)
-    return whole
 
 
 @pytest.fixture
@@ -55,9 +43,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         loaded = WhiteBoxModel(tiny_model(), tokenizer, name="tiny", self_test=False)
         monkeypatch.setattr(evaluate, "load", lambda _: loaded)
         given = ["evaluate", "--output", tmp_path / "out", "--max-new-tokens", 4, "--resamples", 1000, *arguments]
-        parsed = parser().parse_args([str(each) for each in given])
-        status: int = parsed.run(parsed)
-        return status
+        return run_command([str(each) for each in given])
 
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pytest
 
 from hallucination_guard import WhiteBoxModel
-from hallucination_guard.commands import locate as command
+from hallucination_guard.cli.app import run
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.profile import Profile
+from hallucination_guard.model import Profile
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 
@@ -36,16 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    common, model = (argparse.ArgumentParser(add_help=False) for _ in range(2))
-    common.add_argument("--json", action="store_true")
-    for name in ("--model", "--device-map", "--dtype"):
-        model.add_argument(name)
-    command.add(commands, common=common, model=model)
-    parsed = parser.parse_args(["locate", *map(str, arguments)])
-    status: int = parsed.run(parsed)
-    return status
+    return run(["locate", *map(str, arguments)])
 
 
 def test_prints_a_line_a_position_and_what_each_view_chooses(folder: Path, data: Path, capsys: Any) -> None:

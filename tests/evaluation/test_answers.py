@@ -10,15 +10,23 @@ from typing import Any
 import pytest
 
 from hallucination_guard.errors import ConfigurationError, ScoringError
-from hallucination_guard.evaluation.answers import P_TRUE, answer, judge, labelled, p_true
-from hallucination_guard.evaluation.data import Item, Prompting
-from hallucination_guard.evaluation.judges import Contains, Judgement
-from hallucination_guard.evaluation.store import Store
+from hallucination_guard.evaluation import (
+    P_TRUE,
+    Contains,
+    Item,
+    Judgement,
+    Prompting,
+    Store,
+    answer,
+    judge,
+    labelled,
+    p_true,
+)
+from hallucination_guard.evaluation.data import PROMPT
 from hallucination_guard.model import WhiteBoxModel
-from hallucination_guard.questions import PROMPT
 from hallucination_guard.scoring import HybridGrad, Likelihood
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
-from hallucination_guard.types import Generation
+from hallucination_guard.values import Generation
 
 QUERIES = ("Who?", "What is the capital of France?", "Why is the sky blue at noon?")
 ITEMS = [Item(id=str(at), query=query, answers=("me",)) for at, query in enumerate(QUERIES)]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.evaluation.data import Item, Prompting, ending, given_judge, read_items
+from hallucination_guard.evaluation import Item, Prompting, read_items
+from hallucination_guard.evaluation.data import PROMPT, ending, given_judge
 from hallucination_guard.model import WhiteBoxModel
-from hallucination_guard.questions import PROMPT
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 

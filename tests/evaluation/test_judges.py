@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
 
 from hallucination_guard.errors import CallError, ConfigurationError, InputError
-from hallucination_guard.evaluation.judges import (
-    Contains,
-    Embedding,
-    Judgement,
-    Rouge,
-    llm_judge,
-    one_judge,
-    rouge_l,
-)
+from hallucination_guard.evaluation import Contains, Embedding, Judgement, Rouge, llm_judge, rouge_l
+from hallucination_guard.evaluation.judges import one_judge
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=7)
 

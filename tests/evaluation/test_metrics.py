@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.evaluation.metrics import (
-    METRICS,
-    bootstrap,
-    brier,
-    calibration_error,
-    confidences,
-    measure,
-    reliability,
-    risk_coverage,
-    roc,
-)
+from hallucination_guard.evaluation import bootstrap, measure
+from hallucination_guard.evaluation.metrics import METRICS, risk_coverage, roc
+from hallucination_guard.evaluation.reliability import brier, calibration_error, confidences, reliability
 
 ROWS = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40)
 BOTH = ROWS.filter(lambda rows: len({wrong for _, wrong in rows}) == 2)

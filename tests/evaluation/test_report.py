@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hallucination_guard.calibration import Labelled
 from hallucination_guard.errors import InputError
-from hallucination_guard.evaluation.columns import Columns, columns
-from hallucination_guard.evaluation.report import Report, make_report, write_report
-from hallucination_guard.labelled import Labelled
-from hallucination_guard.types import ModelIdentity, ScorerIdentity
+from hallucination_guard.evaluation import Columns, Report, columns, make_report, write_report
+from hallucination_guard.values import ModelIdentity, ScorerIdentity
 
 MODEL = ModelIdentity(name="tiny", fingerprint="f", dtype="float32", template="t")
 SCORER = ScorerIdentity(name="hybridgrad", version="1", settings={"reduction": "sum"})

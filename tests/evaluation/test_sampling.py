@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from hallucination_guard.errors import InputError, ModelError
-from hallucination_guard.evaluation.data import Item, Prompting
-from hallucination_guard.evaluation.embedding import OwnStates, SentenceModel
+from hallucination_guard.evaluation import Item, OwnStates, Prompting, SentenceModel, Store
 from hallucination_guard.evaluation.sampling import (
     SAMPLED,
     Sample,
@@ -25,7 +24,6 @@ from hallucination_guard.evaluation.sampling import (
     score_samples,
     semantic_entropy,
 )
-from hallucination_guard.evaluation.store import Store
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.scoring import Likelihood
 from hallucination_guard.testing import tiny_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.evaluation.store import Store
+from hallucination_guard.evaluation import Store
 
 
 def test_rows_are_found_again(tmp_path: Path) -> None:

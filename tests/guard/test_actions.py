@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hallucination_guard import Guard, WhiteBoxModel
+from hallucination_guard import AuditLog, Call, GenerationSettings, Guard, WhiteBoxModel
+from hallucination_guard.audit import records
+from hallucination_guard.errors import InputError
 from hallucination_guard.guard import with_passages
 from hallucination_guard.scoring import HybridGrad
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.types import Message, Passage
+from hallucination_guard.values import Message, Passage
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
@@ -260,3 +266,73 @@ class TestReview:
     def test_token_ids_are_an_answer(self, tiny: WhiteBoxModel) -> None:
         outcome = Guard(tiny, policy=Accept()).review("Who?", tiny.tokenizer("Ada")["input_ids"])
         assert outcome.text == "Ada"
+
+
+class TestCall:
+    """What is known of a call besides its prompt."""
+
+    FACTS = Call(thread_id="t1", principal="ada", tags={"tenant": "acme"})
+
+    def test_its_facts_are_in_the_record_of_every_attempt(self, sink: MemorySink) -> None:
+        scripted(["a", "b"], BAD, RetryBelow(**LIMIT, times=1), sink)("Q?", call=self.FACTS)
+        assert [(each.thread_id, each.principal, dict(each.tags)) for each in sink.records] == [
+            ("t1", "ada", {"tenant": "acme"})
+        ] * 2
+
+    def test_they_are_read_back_from_a_log(self, tmp_path: Path) -> None:
+        log = AuditLog(tmp_path / "audit.jsonl", fsync=False)
+        scripted("a", GOOD, ABSTAIN, log)("Q?", call=self.FACTS)
+        [record] = records(log.path)
+        assert (record.principal, dict(record.tags)) == ("ada", {"tenant": "acme"})
+
+    def test_a_record_without_them_has_no_such_fields(self, sink: MemorySink) -> None:
+        scripted("a", GOOD, ABSTAIN, sink)("Q?", thread_id="t1")
+        assert not {"principal", "tags"} & sink.records[0].to_json_dict().keys()
+
+    async def test_they_go_with_every_prompt_of_a_batch(self, sink: MemorySink) -> None:
+        await scripted("a", GOOD, ABSTAIN, sink).abatch(["Q?", "R?"], call=self.FACTS)
+        assert [each.principal for each in sink.records] == ["ada", "ada"]
+
+    def test_two_names_for_the_conversation_are_refused(self) -> None:
+        with pytest.raises(InputError, match="thread_id"):
+            scripted("a", GOOD, ABSTAIN)("Q?", call=self.FACTS, thread_id="t2")
+
+    @pytest.mark.parametrize(
+        "odd", [{"thread_id": 5}, {"principal": b"x"}, {"tags": ["x"]}, {"tags": {"a": 1}}, {"principal": "\ud83d"}]
+    )
+    def test_what_is_no_text_is_refused_before_anything_is_generated(self, odd: Any) -> None:
+        with pytest.raises(InputError):
+            Call(**odd)
+
+    def test_it_can_be_copied_and_pickled(self) -> None:
+        assert copy.deepcopy(self.FACTS) == pickle.loads(pickle.dumps(self.FACTS)) == self.FACTS
+
+
+class TestSettings:
+    """What a caller says about generating is checked before anything is generated."""
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"temperature": True}, {"temperature": "1"}, {"temperature": math.nan}, {"seed": 2**64}, {"seed": -1},
+            {"seed": 1.5}, {"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"top_p": 0.0}, {"top_p": 2},
+            {"stop": "ab"}, {"stop": iter("ab")}, {"stop": [""]}, {"stop": [1]}, {"question": 5},
+        ],
+        ids=repr,
+    )  # fmt: skip
+    def test_what_a_setting_cannot_be_is_refused_in_a_line(self, odd: Any) -> None:
+        guard = scripted("a", GOOD, ABSTAIN)
+        with pytest.raises(InputError) as refused:
+            guard("Q?", **odd)
+        assert guard.model.calls == [] and str(refused.value).startswith(next(iter(odd)))
+
+    def test_a_call_overrides_the_guard_and_says_no_more_than_was_said(self) -> None:
+        guard = scripted("a", GOOD, ABSTAIN, generation={"seed": 1, "top_p": 0.5})
+        guard("Q?", seed=2)
+        assert [settings for _, settings in guard.model.calls] == [{"seed": 2, "top_p": 0.5}]
+
+    def test_the_guards_own_are_a_frozen_value(self) -> None:
+        settings = scripted("a", GOOD, ABSTAIN, generation={"stop": ["x"]}).generation
+        assert settings == GenerationSettings(stop=("x",))
+        with pytest.raises(AttributeError):
+            settings.seed = 1  # type: ignore[misc]

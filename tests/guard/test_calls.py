@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 
 from hallucination_guard import Guard
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.types import Outcome, Passage
+from hallucination_guard.values import Outcome, Passage
 from hallucination_guard_policies import Accept, EscalateBelow, RetrieveBelow
 
 LIMIT = {"score": "hybridgrad", "limit": 1.0}

@@ -21,7 +21,7 @@ from hallucination_guard.errors import (
 )
 from hallucination_guard.scoring import HybridGrad, SemGrad
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
-from hallucination_guard.types import Decision, Outcome, Score, ScorerIdentity
+from hallucination_guard.values import Decision, Outcome, Score, ScorerIdentity
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
@@ -492,7 +492,7 @@ class TestOutcome:
     @pytest.mark.parametrize("action", ["abstain", "retry", "retrieve"])
     def test_it_can_not_carry_a_text_that_was_not_let_through(self, action: Any) -> None:
         accepted = guard_of()("Capital?")
-        from hallucination_guard.types import Redraw, Retrieve
+        from hallucination_guard.values import Redraw, Retrieve
 
         moves = {"retry": Redraw(), "retrieve": Retrieve(retriever=None, k=1, timeout=1, tries=1, template="")}
         decision = Decision(action=action, rule="r", reason="because", move=moves.get(action))

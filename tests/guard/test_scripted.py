@@ -7,7 +7,7 @@ import pytest
 from hallucination_guard import Guard
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
-from hallucination_guard.types import Score, Scorer
+from hallucination_guard.values import Score, Scorer
 from hallucination_guard_policies import Accept
 
 

@@ -8,7 +8,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 
 from hallucination_guard import Guard, WhiteBoxModel
 from hallucination_guard.testing import MemorySink, tiny_model, tiny_tokenizer
-from hallucination_guard.types import Policy
+from hallucination_guard.values import Policy
 from hallucination_guard_langchain import GuardedChatModel
 from hallucination_guard_policies import AbstainBelow, Accept
 

@@ -23,9 +23,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_store
 from langgraph.store.memory import InMemoryStore
 
-from hallucination_guard.bm25 import BM25Retriever
+from hallucination_guard.demo import BM25Retriever
 from hallucination_guard.testing import MemorySink
-from hallucination_guard.types import Passage
+from hallucination_guard.values import Passage
 from hallucination_guard_langchain import LowConfidenceError
 from hallucination_guard_langchain.convert import KEY
 from hallucination_guard_policies import AbstainBelow, Accept, EscalateBelow, RetrieveBelow, RetryBelow

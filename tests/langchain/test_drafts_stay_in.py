@@ -15,7 +15,7 @@ from langchain_core.tracers.context import collect_runs, tracing_v2_enabled
 from langgraph.checkpoint.memory import InMemorySaver
 
 from hallucination_guard.testing import MemorySink
-from hallucination_guard.types import Passage, Policy
+from hallucination_guard.values import Passage, Policy
 from hallucination_guard_langchain import GuardedChatModel
 from hallucination_guard_policies import AbstainBelow, EscalateBelow, RetrieveBelow, RetryBelow
 

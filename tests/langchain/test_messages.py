@@ -18,7 +18,7 @@ from langchain_core.messages import (
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.testing import MemorySink
-from hallucination_guard.types import Message
+from hallucination_guard.values import Message
 from hallucination_guard_langchain.convert import as_guard_messages
 
 CALL: Any = {"name": "search", "args": {"q": "Ada"}, "id": "1"}

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessageChunk
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from hallucination_guard.testing import MemorySink
-from hallucination_guard.types import Passage
+from hallucination_guard.values import Passage
 from hallucination_guard_langchain.convert import KEY
 from hallucination_guard_policies import AbstainBelow, Accept, EscalateBelow, RetrieveBelow, RetryBelow
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hallucination_guard import WhiteBoxModel
-from hallucination_guard.anchor import locate_anchor
 from hallucination_guard.errors import AnchorError, GuardError, InputError
-from hallucination_guard.template import render
+from hallucination_guard.model.anchor import locate_anchor
+from hallucination_guard.model.template import render
 from hallucination_guard.testing import CHATML, tiny_model, tiny_tokenizer
 
 BASE = ("<unk>", "<s>", "</s>")

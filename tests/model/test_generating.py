@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hallucination_guard import WhiteBoxModel
-from hallucination_guard.decoding import Draw, end_of_answer
 from hallucination_guard.errors import InputError
+from hallucination_guard.model.decoding import Draw, end_of_answer
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
@@ -168,6 +168,22 @@ class TestTheEnd:
     def test_a_text_over_several_tokens_is_cut_before_the_one_in_which_it_begins(self) -> None:
         tokenizer = tiny_tokenizer()
         assert end_of_answer(tokenizer, tokenizer("ab##cd")["input_ids"], frozenset(), ["##"]) == (2, True)
+
+
+class TestQuestions:
+    def test_a_batch_takes_a_question_for_each_prompt(self) -> None:
+        white = WhiteBoxModel(tiny_model(), tiny_tokenizer(chat_template=None))
+        prompts, asked = ["Q: Who? A:", "Q: Where was it? A:"], ["Who", "Where"]
+        together = white.generate(prompts, question=asked, max_new_tokens=4)
+        alone = [
+            white.generate(each, question=part, max_new_tokens=4) for each, part in zip(prompts, asked, strict=True)
+        ]
+        assert [(each.text, each.anchor) for each in together] == [(each.text, each.anchor) for each in alone]
+        assert together[0].anchor != together[1].anchor
+
+    def test_as_many_questions_as_prompts_are_wanted(self, tiny: WhiteBoxModel) -> None:
+        with pytest.raises(InputError, match="2 questions for 1 prompts"):
+            tiny.generate(["Who?"], question=["Who?", "Who?"])
 
 
 class TestTheContext:

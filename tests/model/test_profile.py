@@ -11,9 +11,10 @@ import pytest
 from hallucination_guard import HybridGrad, SemGrad, WhiteBoxModel
 from hallucination_guard.calibration import fit_calibration
 from hallucination_guard.errors import AnchorError, CalibrationMismatch, InputError
-from hallucination_guard.profile import Place, Profile, template_under
+from hallucination_guard.model import Place, Profile
+from hallucination_guard.model.profile import template_under
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
-from hallucination_guard.types import Score
+from hallucination_guard.values import Score
 
 END = "<|im_end|>\n<|im_start|>assistant\n"
 PROMPT = "Who wrote Hamlet?"

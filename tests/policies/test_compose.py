@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Decision, Redraw, Score, ScorerIdentity, Situation, Verdict
+from hallucination_guard.values import Decision, Redraw, Score, ScorerIdentity, Situation, Verdict
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,

@@ -9,7 +9,7 @@ import pytest
 
 import hallucination_guard_policies.document as documents
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Policy, Score, ScorerIdentity, Situation, Verdict
+from hallucination_guard.values import Policy, Score, ScorerIdentity, Situation, Verdict
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,

@@ -10,7 +10,7 @@ import pickle
 import pytest
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Escalate, Policy, Redraw, Retrieve, Score, ScorerIdentity, Situation, Verdict
+from hallucination_guard.values import Escalate, Policy, Redraw, Retrieve, Score, ScorerIdentity, Situation, Verdict
 from hallucination_guard_policies import AbstainBelow, Accept, EscalateBelow, RetrieveBelow, RetryBelow
 
 SCORER = ScorerIdentity(name="hybridgrad", version="1")

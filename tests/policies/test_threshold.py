@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import LOWER_IS_LESS_CERTAIN, Score, ScorerIdentity, Verdict
+from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Score, ScorerIdentity, Verdict
 from hallucination_guard_policies import Threshold
 
 SCORER = ScorerIdentity(name="hybridgrad", version="1")

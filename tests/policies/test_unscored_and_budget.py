@@ -8,7 +8,7 @@ import math
 import pytest
 
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.types import Escalate, Score, ScorerIdentity, Situation, Verdict
+from hallucination_guard.values import Escalate, Score, ScorerIdentity, Situation, Verdict
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,

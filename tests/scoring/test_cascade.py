@@ -30,7 +30,7 @@ from hallucination_guard.scoring import (
 )
 from hallucination_guard.scoring.cascade import _number
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
-from hallucination_guard.types import Score, ScorerIdentity
+from hallucination_guard.values import Score, ScorerIdentity
 from hallucination_guard_policies import AbstainBelow
 
 QUESTION = "What is the capital of France?"

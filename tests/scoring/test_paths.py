@@ -14,11 +14,11 @@ import torch
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.guard import Guard
 from hallucination_guard.model import WhiteBoxModel
-from hallucination_guard.replay import replay
+from hallucination_guard.model.replay import replay
 from hallucination_guard.scoring import Cascade, HybridGrad, Likelihood, prompt_sensitivity, semgrad_by_span
 from hallucination_guard.scoring.gradients import at_anchor
 from hallucination_guard.testing import _SIZES, MemorySink, tiny_model, tiny_tokenizer
-from hallucination_guard.types import Generation
+from hallucination_guard.values import Generation
 from hallucination_guard_policies import Accept
 
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference.py")
@@ -123,7 +123,7 @@ def test_kept_without_the_logits_where_they_are_rounded() -> None:
 
 
 def test_kept_without_the_logits_where_they_are_too_many(white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hallucination_guard import decoding
+    from hallucination_guard.model import decoding
 
     monkeypatch.setitem(decoding.KeptLogits.__init__.__kwdefaults__, "most", 4 * 320 * 4)
     generation = draw(white)

@@ -13,10 +13,11 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 
+from hallucination_guard.audit import Sink
 from hallucination_guard.calibration import Calibration
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
-from hallucination_guard.types import JSON, Decision, Scorer, Sink, Situation, Verdict
+from hallucination_guard.values import JSON, Decision, Model, Scorer, Situation, Verdict
 from hallucination_guard_langchain.convert import KEY, as_guard_messages, thread_of
 
 __all__ = ["AuditCallback"]
@@ -54,7 +55,7 @@ class AuditCallback(BaseCallbackHandler):
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         *,
         audit: Sink,
         scorer: Scorer | None = None,

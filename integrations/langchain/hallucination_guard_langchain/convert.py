@@ -11,7 +11,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from hallucination_guard.errors import GuardError, InputError
-from hallucination_guard.types import Message, Outcome
+from hallucination_guard.values import Message, Outcome
 
 __all__ = ["KEY", "LowConfidenceError", "as_ai_message", "as_guard_messages", "thread_of", "verdict_of"]
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
-from hallucination_guard.types import Outcome
+from hallucination_guard.values import Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
 from hallucination_guard_langchain.quiet import unheard
 
@@ -84,7 +84,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
 
         return await self._acall_with_config(run, input, config, run_type="chain")
 
-    def _decide(self, value: LanguageModelInput, written: Any, config: RunnableConfig) -> Any:
+    def _decide(self, value: LanguageModelInput, written: object, config: RunnableConfig) -> Any:
         text = written.text if isinstance(written, BaseMessage) else written
         if not isinstance(text, str):
             raise InputError(
@@ -99,7 +99,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             raise LowConfidenceError(outcome)
         return self._like(written, outcome)
 
-    def _like(self, written: Any, outcome: Outcome) -> Any:
+    def _like(self, written: object, outcome: Outcome) -> Any:
         message = as_ai_message(outcome, abstention=self.abstention, model_name=str(self.guard.model.name))
         if not isinstance(written, BaseMessage):
             return message.content

@@ -1,0 +1,91 @@
+"""Verdicts out of records: with the confidence that was recorded, or with what another calibration says."""
+
+from __future__ import annotations
+
+from hallucination_guard.audit.record import AuditRecord
+from hallucination_guard.calibration import Calibration, Certificate
+from hallucination_guard.errors import AuditError, CalibrationMismatch
+from hallucination_guard.values import (
+    JSON,
+    LOWER_IS_LESS_CERTAIN,
+    ModelIdentity,
+    Policy,
+    Score,
+    ScorerIdentity,
+    Verdict,
+)
+
+__all__ = ["Verdicts"]
+
+
+class Verdicts:
+    """Makes verdicts of records: with their own confidence, or with what another calibration says.
+
+    Args:
+        calibration: whose word to take; None for the recorded confidence.
+        policy: of a calibration with certificates, those that cover this policy are used.
+    """
+
+    def __init__(self, calibration: Calibration | None = None, policy: Policy | None = None) -> None:
+        self.calibration = calibration
+        self._policy = policy
+        covered = () if calibration is None or policy is None else calibration.covering(policy)
+        self._certificates: tuple[Certificate, ...] = tuple(covered)
+        self._identities: list[tuple[JSON, JSON, ScorerIdentity]] = []
+
+    def __call__(self, record: AuditRecord) -> Verdict:
+        """The verdict that the record was decided on, or would have been.
+
+        Raises:
+            CalibrationMismatch: the calibration was fitted on another model or scorer than the record's.
+            CalibrationError: it has no certificate that keeps the risk that the policy asks for.
+            AuditError: the record's score can not be.
+        """
+        scorer = self._scorer(record)
+        try:
+            score = Score(status=record.status, scorer=scorer, reason=record.detail, scores=record.scores)
+            if self.calibration is None:
+                return Verdict(score=score, confidence=record.confidence)
+        except (ValueError, TypeError) as error:
+            raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
+        # As the guard does: what was certified of single drafts says nothing about a second one. Whether scores had
+        # drifted by then, only a decision by this rule says.
+        holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
+        suspended = record.reason if record.rule == "suspended" else ""
+        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
+
+    def doubt(self, verdict: Verdict) -> tuple[bool, float] | None:
+        """How the guard orders drafts, the most certain first; None if the log does not say what it ordered by."""
+        score = verdict.score
+        if score.status != "scored":
+            return (True, 0.0)
+        if self.calibration is not None:
+            return (False, self.calibration.value(score))
+        if verdict.confidence is not None:
+            return (False, -verdict.confidence)
+        name = score.scorer.name  # a scorer is named after the score that it is about
+        if name not in score.scores:
+            if len(score.scores) > 1:
+                return None
+            [name] = score.scores
+        value = score.scores[name]
+        return (False, -value if name in LOWER_IS_LESS_CERTAIN else value)
+
+    def _scorer(self, record: AuditRecord) -> ScorerIdentity:
+        """A log has few models and scorers and many records: each pair is built and checked once."""
+        for model, scorer, known in self._identities:
+            if model == record.model and scorer == record.scorer:
+                return known
+        try:
+            plain = record.to_json_dict()
+            identity = ScorerIdentity(**plain["scorer"])
+            if self.calibration is not None:
+                self.calibration.check(ModelIdentity(**plain["model"]), identity, self._policy)
+        except CalibrationMismatch as error:
+            raise CalibrationMismatch(f"record {record.id}: {error.message}", hint=error.hint) from None
+        except TypeError:
+            raise AuditError(
+                f"the record {record.id} does not name its model and scorer in full", hint="verify the log"
+            ) from None
+        self._identities.append((record.model, record.scorer, identity))
+        return identity

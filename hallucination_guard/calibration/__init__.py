@@ -1,0 +1,33 @@
+"""From scores to promises: labelled answers in, a confidence map and certified thresholds out, bound to their origin.
+
+:func:`calibrate` fits a :class:`Calibration`; it makes a ``Verdict`` of a score and refuses another model, scorer or
+policy than it was fitted on. A :class:`Certificate` bounds the risk of what a threshold lets through; a
+:class:`DriftMonitor` suspends it when the scores change.
+"""
+
+from __future__ import annotations
+
+from hallucination_guard.calibration.calibration import FUSED, Calibration
+from hallucination_guard.calibration.certificate import Certificate, Infeasible
+from hallucination_guard.calibration.drift import DriftMonitor
+from hallucination_guard.calibration.fit import calibrate, fit_calibration
+from hallucination_guard.calibration.fusion import Fusion, fit_fusion
+from hallucination_guard.calibration.labelled import Labelled, read_labelled, write_labelled
+from hallucination_guard.calibration.report import Bin, FitReport
+
+__all__ = [
+    "FUSED",
+    "Bin",
+    "Calibration",
+    "Certificate",
+    "DriftMonitor",
+    "FitReport",
+    "Fusion",
+    "Infeasible",
+    "Labelled",
+    "calibrate",
+    "fit_calibration",
+    "fit_fusion",
+    "read_labelled",
+    "write_labelled",
+]

@@ -1,0 +1,258 @@
+"""A calibration: from a score to a probability and to certified thresholds, frozen and bound to what it was fitted on.
+
+A raw score has a scale of its own for each model, template, dtype and scorer. Inside are the map to P(correct), the
+weights of a fused score if it reads one, the certificates, and scores to notice drift by. It is JSON in a file, never
+pickle; applying it needs nothing but what is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hallucination_guard.calibration.certificate import Certificate, Infeasible, drafts_hash, policy_hash
+from hallucination_guard.calibration.fusion import Fusion
+from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
+from hallucination_guard.calibration.report import FitReport
+from hallucination_guard.errors import CalibrationError, CalibrationMismatch
+from hallucination_guard.values import ModelIdentity, Policy, Score, ScorerIdentity, Verdict
+
+__all__ = ["FUSED", "Calibration"]
+
+FUSED = "fused"
+"""The name of the score that a :class:`~hallucination_guard.calibration.fusion.Fusion` makes."""
+
+
+class Calibration(BaseModel):
+    """A fitted map from one score to the confidence that the answer is right. JSON in a file, never pickle.
+
+    Args:
+        score: which of the scores it reads; ``fused`` for the one that ``fusion`` makes.
+        map: ``platt`` or ``isotonic``.
+        intercept: a, of Platt's map.
+        slope: b; positive, so that a higher score never means a higher confidence.
+        table: of the isotonic map: (score, confidence), scores rising, confidences falling.
+        fusion: the weights of the fused score.
+        fingerprint: of the model it was fitted on; also ``dtype`` and ``template``.
+        scorer: name, version and settings of the scorer.
+        judge: who gave the labels; None where it was not said.
+        examples: n, labelled answers used.
+        correct: how many of them were right.
+        data: hash of scores and labels.
+        date: ISO, UTC; None where it was not said.
+        report: how good the confidences are on questions that they were not fitted on.
+        certificates: for max_risk, smallest α first; their thresholds rise with α.
+        infeasible: the α that were asked for and can not be certified.
+        reference: scores of first drafts, sorted and thinned, to notice drift by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1, 2] = 2
+    score: str
+    map: Kind = "platt"
+    intercept: float | None = None
+    slope: float | None = Field(None, gt=0)
+    table: Table = ()
+    fusion: Fusion | None = None
+    fingerprint: str
+    dtype: str
+    template: str
+    scorer: str
+    scorer_version: str
+    scorer_settings: dict[str, str]
+    judge: str | None = None
+    examples: int = Field(ge=2)
+    correct: int = Field(ge=1)
+    data: str
+    date: str | None = None
+    report: FitReport | None = None
+    certificates: tuple[Certificate, ...] = ()
+    infeasible: tuple[Infeasible, ...] = ()
+    reference: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        platt = self.intercept is not None and self.slope is not None
+        if platt != (self.map == "platt") or bool(self.table) != (self.map == "isotonic"):
+            raise ValueError("a platt map has an intercept and a slope and no table, an isotonic one a table alone")
+        for (low, sure), (high, unsure) in zip(self.table, self.table[1:], strict=False):
+            if not (low < high and sure >= unsure):
+                raise ValueError("the table's scores must rise and its confidences fall")
+        if not all(0.0 <= confidence <= 1.0 for _, confidence in self.table):
+            raise ValueError("a confidence of the table is not in [0, 1]")
+        if (self.fusion is not None) != (self.score == FUSED):
+            raise ValueError("the score is called fused exactly where there are fused weights")
+        named = [each.score for each in self.certificates] + [each.score for each in self.infeasible]
+        if self.correct > self.examples:
+            raise ValueError(f"{self.correct} of {self.examples} answers can not be right")
+        if strange := [each.id for each in self.certificates if each.data != self.data]:
+            raise ValueError(f"the certificates {strange!r} are of other data than the calibration")
+        if odd := set(named) - {self.score}:
+            raise ValueError(f"a certificate reads {sorted(odd)!r} and the calibration {self.score!r}")
+        for first, later in zip(self.certificates, self.certificates[1:], strict=False):
+            if not (first.alpha < later.alpha and first.threshold <= later.threshold):
+                raise ValueError("certificates stand with α rising, and a smaller α never has the larger threshold")
+            if first.policy != later.policy:
+                raise ValueError("the certificates are of different policies")
+        return self
+
+    def value(self, score: Score) -> float:
+        """The number that is read: the higher, the less certain.
+
+        Raises:
+            CalibrationError: if the answer has no score, or not the one this was fitted on.
+        """
+        if self.fusion is not None:
+            if score.status != "scored":
+                raise CalibrationError(f"an answer that is {score.status!r} has no fused score")
+            return self.fusion.score(score.scores, len(score.token_logprobs) or None)
+        if self.score not in score.scores:
+            raise CalibrationError(
+                f"the calibration reads {self.score!r} and the answer has {sorted(score.scores)!r}",
+                hint="use the scorer that it was fitted with",
+            )
+        if score.scores[self.score] < 0.0:
+            raise CalibrationError(f"{self.score!r} is {score.scores[self.score]!r}, and it can not be negative")
+        return score.scores[self.score]
+
+    def confidence(self, score: Score) -> float:
+        """Calibrated P(correct) in [0, 1].
+
+        Raises:
+            CalibrationError: if the answer has no score, or not the one this was fitted on.
+        """
+        return self._confidence(self.value(score))
+
+    def _confidence(self, value: float) -> float:
+        if self.map == "isotonic":
+            return isotonic(value, self.table)
+        assert self.intercept is not None and self.slope is not None  # _says_one_thing saw to it
+        return platt(value, intercept=self.intercept, slope=self.slope)
+
+    def verdict(self, score: Score, *, certificates: Iterable[Certificate] = (), suspended: str = "") -> Verdict:
+        """What a score means.
+
+        Args:
+            score: of one answer; without numbers it gets no confidence and passes no certificate.
+            certificates: those that hold here, see :meth:`covering`.
+            suspended: why they do not hold at the moment; empty while they do.
+
+        Raises:
+            CalibrationError: if the answer has not the score that this was fitted on.
+        """
+        if score.status != "scored":
+            return Verdict(score=score, suspended=suspended)
+        value = self.value(score)
+        confidence = self._confidence(value)
+        passed = () if suspended else sorted((each for each in certificates if value <= each.threshold), key=_alpha)
+        if not passed:
+            return Verdict(score=score, confidence=confidence, suspended=suspended)
+        return Verdict(score=score, confidence=confidence, max_risk=passed[0].alpha, certificate=passed[0].id)
+
+    def covering(self, policy: Policy) -> tuple[Certificate, ...]:
+        """The certificates that hold for what ``policy`` lets through.
+
+        One of single drafts holds for a policy that makes no further attempts; every other one for the policy whose
+        attempts were certified, which is known by its hash.
+        """
+        if not self.certificates:
+            return ()
+        known = {policy_hash(policy), drafts_hash(policy)} | ({None} if not getattr(policy, "redraws", True) else set())
+        return tuple(each for each in self.certificates if each.policy in known)
+
+    def check(self, model: ModelIdentity, scorer: ScorerIdentity, policy: Policy | None = None) -> None:
+        """Refuse a stranger's calibration, and a policy whose ``max_risk`` no certificate keeps.
+
+        Raises:
+            CalibrationMismatch: naming everything that differs.
+            CalibrationError: naming the nearest risk that could be had.
+        """
+        pairs = {
+            "model": (self.fingerprint, model.fingerprint),
+            "dtype": (self.dtype, model.dtype),
+            "template": (self.template, model.template),
+            "scorer": (self.scorer, scorer.name),
+            "scorer version": (self.scorer_version, scorer.version),
+            "scorer settings": (self.scorer_settings, dict(scorer.settings)),
+        }
+        differing = [f"{name} {theirs!r} against {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+        if differing:
+            raise CalibrationMismatch(
+                f"the calibration was fitted on something else: {'; '.join(differing)}",
+                hint="fit one for this model, template, dtype and scorer",
+            )
+        risk = getattr(policy, "needs_risk", None)
+        if policy is not None and risk is not None:
+            self._check_risk(policy, risk)
+
+    def _check_risk(self, policy: Policy, risk: float) -> None:
+        covering = self.covering(policy)
+        if any(each.alpha <= risk for each in covering):
+            return
+        if covering:
+            tried = next((each for each in self.infeasible if each.alpha == risk), None)
+            why = f"the smallest risk certified is {covering[0].alpha:g}" + (f"; {tried.in_words()}" if tried else "")
+            raise CalibrationError(
+                f"the policy asks for max_risk {risk:g}, and {why}",
+                hint=f"ask for {covering[0].alpha:g}, or certify on more labelled answers",
+            )
+        if self.certificates:
+            mine = policy_hash(policy)
+            theirs = self.certificates[0].policy
+            what = "single drafts, and the policy makes further attempts" if theirs is None else f"the policy {theirs}"
+            raise CalibrationMismatch(
+                f"no certificate covers the policy {mine}: they are of {what}",
+                hint="certify the attempts that this policy makes: calibrate --policy",
+            )
+        nearest = min((each.nearest for each in self.infeasible if each.nearest is not None), default=None)
+        looks = "" if nearest is None else f"; the nearest that looks feasible is {nearest:g}"
+        raise CalibrationError(
+            f"the policy asks for max_risk {risk:g}, and the calibration holds no certificate{looks}",
+            hint="calibrate with --alpha, or with more labelled answers",
+        )
+
+    @classmethod
+    def of_demo(cls) -> Self:
+        """The shipped calibration of the demo model in float32; ``docs/demo.md`` has the command that made it."""
+        with resources.as_file(resources.files("hallucination_guard").joinpath("data/demo_calibration.json")) as path:
+            return cls.load(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            CalibrationError: if the file is missing, is not JSON, or lacks or invents a field.
+        """
+        try:
+            written = Path(path).read_bytes()
+            found = cls.model_validate_json(written)
+        except OSError as error:
+            raise CalibrationError(
+                f"the calibration {str(path)!r} can not be read: {error.strerror}", hint="give the file that was saved"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise CalibrationError(
+                f"the calibration {str(path)!r} is not valid: {where}: {first['msg']}", hint="fit and save it again"
+            ) from None
+        # A certificate that is made gets its id from its content; one that is read has to bring it, or an edit would
+        # only have to take it out.
+        if any(not each.get("id") for each in json.loads(written).get("certificates", ())):
+            raise CalibrationError(f"a certificate of {str(path)!r} has no id", hint="fit and save it again")
+        return found
+
+
+def _alpha(certificate: Certificate) -> float:
+    return certificate.alpha

@@ -1,0 +1,247 @@
+"""One score out of all that a single pass measures: logistic regression, strongly regularised, on the signals' logs.
+
+Signals are positive and spread over decades, so their logs are taken, held inside the range seen at fitting, and
+standardised. The weights w minimise Σ log loss + |w|² / 2C over the answers (Newton's method; ten unknowns). With a
+small C they stay near what each signal says by itself and do not play correlated signals against each other: a few
+hundred labels do not tell those apart. The fused score is e^(b + w·x), the odds of being wrong before calibration, so
+it is positive and rises with doubt like the others. Fitting needs numpy, applying needs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["SIGNALS", "Fusion", "cross_fitted", "fit_fusion"]
+
+SIGNALS = (
+    "semgrad",
+    "paragrad",
+    "exgrad",
+    "hybridgrad",
+    "mean_token_entropy",
+    "max_token_entropy",
+    "sequence_nll",
+    "mean_nll",
+    "min_token_logprob",
+    "length",
+)
+"""What can be fused; ``min_token_logprob`` enters as its negative, ``length`` is the answer's tokens."""
+
+_C = 0.1
+_TINY = 1e-12
+_FAR = 50.0  # |b + w·x|: beyond it odds would not fit a float's usual range, and no answer is that certain
+_EDGE = 0.01  # of the answers at either end do not stretch a signal's range
+_LEAST = 20
+
+
+class Fusion(BaseModel):
+    """Fitted weights; plain numbers, JSON in a file, never pickle.
+
+    Args:
+        signals: their names, in the order of the next fields.
+        low: of each signal's log, below which it counts as this.
+        high: likewise, above.
+        centre: mean of the log.
+        scale: standard deviation of the log.
+        weights: w.
+        intercept: b.
+        answers: n, how many it was fitted on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    signals: tuple[str, ...] = Field(min_length=1)
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    intercept: float
+    answers: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        sizes = {len(getattr(self, name)) for name in ("signals", "low", "high", "centre", "scale", "weights")}
+        if len(sizes) != 1:
+            raise ValueError("every signal needs one number of each kind")
+        if odd := [name for name in self.signals if name not in SIGNALS]:
+            raise ValueError(f"unknown signals {odd!r}")
+        if not all(each > 0 for each in self.scale):
+            raise ValueError("a scale is not positive")
+        return self
+
+    def score(self, scores: Mapping[str, float], length: int | None) -> float:
+        """The fused score of one answer; higher = less certain, always positive.
+
+        Args:
+            scores: by name.
+            length: T, the answer's tokens; None where it is not known.
+
+        Raises:
+            CalibrationError: if a signal that it was fitted with is missing.
+        """
+        z = self.intercept
+        for at, name in enumerate(self.signals):
+            held = min(max(_log(name, scores, length), self.low[at]), self.high[at])
+            z += self.weights[at] * (held - self.centre[at]) / self.scale[at]
+        return math.exp(min(max(z, -_FAR), _FAR))
+
+
+def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
+    """Fit weights on labelled answers; those that could not be scored are left out.
+
+    Raises:
+        CalibrationError: on fewer than 20 scored answers, only right or only wrong ones, or no signal that all have.
+    """
+    import numpy as np
+
+    scored = [each for each in answers if each.status == "scored"]
+    wrong = np.array([not each.correct for each in scored], float)
+    if len(scored) < _LEAST or len(set(wrong)) < 2:
+        raise CalibrationError(
+            f"{len(scored)} scored answers of which {int(len(scored) - wrong.sum())} right can not be fused on",
+            hint=f"give at least {_LEAST} labelled answers, right and wrong ones",
+        )
+    return _fitted(matrix(scored), wrong, signals_of(scored))
+
+
+def cross_fitted(answers: Sequence[Labelled], folds: int = 5, *, seed: int = 0) -> list[float]:
+    """Fused scores of labelled answers, each from weights that never saw its question; for reporting.
+
+    Args:
+        answers: all scored; several attempts at a question fall into the same fold.
+        folds: how many parts, 2 or more.
+        seed: of the parts.
+
+    Raises:
+        CalibrationError: as :func:`fit_fusion`; also on an answer without scores, or when there are too few answers
+            for so many folds.
+    """
+    import numpy as np
+
+    if odd := [each.id for each in answers if each.status != "scored"]:
+        raise CalibrationError(f"the answer to {odd[0]!r} has no scores to fuse", hint="leave unscorable answers out")
+    if folds < 2:
+        raise CalibrationError(f"folds is {folds!r}", hint="give 2 or more")
+    parts = fold_of([each.id for each in answers], folds, seed=seed)
+    # One intercept for all: a part with many wrong answers leaves few to its own weights, whose intercept would rank
+    # the whole part too low against the others (measured: AUROC .72 instead of .76 on 120 answers).
+    common = math.log(sum(not each.correct for each in answers) / max(sum(each.correct for each in answers), 1) or 1.0)
+    found: dict[int, float] = {}
+    for part in range(folds):
+        inside = np.flatnonzero(parts == part).tolist()
+        if not inside:
+            continue
+        rest = [answers[at] for at in np.flatnonzero(parts != part).tolist()]
+        fusion = fit_fusion(rest).model_copy(update={"intercept": common})
+        for at in inside:
+            found[at] = fusion.score(answers[at].scores, answers[at].length)
+    return [found[at] for at in range(len(answers))]
+
+
+def fold_of(ids: Sequence[str], folds: int, *, seed: int = 0) -> NDArray[Any]:
+    """The part, 0 … folds − 1, of each row: equal parts of the questions, at random but by their ids alone."""
+    import numpy as np
+
+    names = sorted(set(ids), key=lambda each: (hashlib.sha256(f"fold\0{seed}\0{each}".encode()).digest(), each))
+    part = {name: at % folds for at, name in enumerate(names)}
+    return np.array([part[each] for each in ids])
+
+
+def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
+    """The signals that every answer has.
+
+    Raises:
+        CalibrationError: if there is none but the length.
+    """
+    common = set.intersection(*(set(each.scores) for each in answers)) | {"length"}
+    found = tuple(name for name in SIGNALS if name in common)
+    if found == ("length",):
+        raise CalibrationError("the answers have no signal in common", hint="score all with one scorer")
+    return found
+
+
+def matrix(answers: Sequence[Labelled]) -> NDArray[Any]:
+    """The logs of the signals, answers × signals."""
+    import numpy as np
+
+    names = signals_of(answers)
+    return np.array([[_log(name, each.scores, each.length) for name in names] for each in answers])
+
+
+def _fitted(logs: NDArray[Any], wrong: NDArray[Any], names: tuple[str, ...]) -> Fusion:
+    import numpy as np
+
+    low, high = np.quantile(logs, [_EDGE, 1.0 - _EDGE], axis=0)
+    held = np.clip(logs, low, high)
+    centre, scale = held.mean(axis=0), held.std(axis=0)
+    scale[scale < 1e-9] = 1.0  # a signal that says the same of every answer; its weight stays nil
+    weights, intercept = minimum((held - centre) / scale, wrong)
+    return Fusion(
+        signals=names,
+        low=low.tolist(),
+        high=high.tolist(),
+        centre=centre.tolist(),
+        scale=scale.tolist(),
+        weights=weights.tolist(),
+        intercept=intercept,
+        answers=len(wrong),
+    )
+
+
+def minimum(x: NDArray[Any], wrong: NDArray[Any], *, c: float = _C) -> tuple[NDArray[Any], float]:
+    """W and b that minimise Σ log loss + |w|² / 2C, by Newton's method with halved steps; b is not held down."""
+    import numpy as np
+
+    full = np.column_stack([x, np.ones(len(x))])
+    held = np.append(np.full(x.shape[1], 1.0 / c), 0.0)
+
+    def loss(at: NDArray[Any]) -> float:
+        z = full @ at
+        return float(np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at))
+
+    rate = wrong.mean()
+    theta = np.append(np.zeros(x.shape[1]), math.log(rate / (1.0 - rate)))
+    value = loss(theta)
+    for _ in range(100):
+        p = 1.0 / (1.0 + np.exp(-np.clip(full @ theta, -500.0, 500.0)))
+        slope = full.T @ (p - wrong) + held * theta
+        step = np.linalg.solve((full * (p * (1.0 - p))[:, None]).T @ full + np.diag(held + 1e-12), slope)
+        if slope @ step < 1e-10:  # twice what is left to gain; below it the loss is rounding
+            theta = theta - step
+            return theta[:-1], float(theta[-1])
+        size = 1.0
+        while loss(theta - size * step) > value:
+            size /= 2.0
+        theta = theta - size * step
+        value = loss(theta)
+    raise CalibrationError("the fused score did not converge", hint="look for absurd numbers among the scores")
+
+
+def _log(name: str, scores: Mapping[str, float], length: int | None) -> float:
+    if name == "length":
+        if length is None:
+            raise CalibrationError(
+                "the fused score reads the answer's length, and it is not known", hint="use a scorer of this package"
+            )
+        return math.log(max(length, 1))
+    if name not in scores:
+        raise CalibrationError(
+            f"the fused score reads {name!r} and the answer has {sorted(scores)!r}",
+            hint="use the scorer that it was fitted with",
+        )
+    value = -scores[name] if name == "min_token_logprob" else scores[name]
+    if value < 0.0:
+        raise CalibrationError(f"{name!r} is {scores[name]!r}, which has the wrong sign for it")
+    return math.log(max(value, _TINY))

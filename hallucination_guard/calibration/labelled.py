@@ -1,0 +1,152 @@
+"""Labelled answers: what was measured of an answer, and whether it was right. What is fitted and evaluated on.
+
+One JSON object a line. ``evaluate`` writes such files, ``calibrate`` and the cascade's fitter read them, and a labelled
+audit log can be read as one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from hallucination_guard.errors import InputError
+from hallucination_guard.values import ModelIdentity, ScorerIdentity
+
+__all__ = ["Labelled", "read_labelled", "write_labelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One draft with its scores and its label.
+
+    Args:
+        id: of the question.
+        attempt: 1 for the first draft; several drafts of one question share its id and count up.
+        correct: the label.
+        judge: who gave it, for example ``contains`` or ``human``; labels of different judges are never mixed.
+        scores: by name; empty where the answer could not be scored.
+        reason: why there are none.
+        length: T, the answer's tokens.
+        model: who answered.
+        scorer: what measured.
+        policy: hash of the policy whose drafts these are; None for single greedy drafts without a policy.
+        seconds: by name of what took them.
+    """
+
+    id: str
+    attempt: int = 1
+    correct: bool
+    judge: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    length: int
+    model: ModelIdentity
+    scorer: ScorerIdentity
+    policy: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _refuse_odd_types(self)
+        if not isinstance(self.correct, bool):
+            raise ValueError(f"the label of {self.id!r} is {self.correct!r}, neither true nor false")
+        if bool(self.scores) == bool(self.reason):
+            raise ValueError(f"the answer {self.id!r} has scores {sorted(self.scores)!r} and reason {self.reason!r}")
+        for name, value in self.scores.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"score {name!r} of {self.id!r} is {value!r}, not a finite number")
+        if not self.judge or self.attempt < 1 or self.length < 0:
+            raise ValueError(f"{self.id!r} has judge {self.judge!r}, attempt {self.attempt!r}, length {self.length!r}")
+        object.__setattr__(self, "scores", MappingProxyType(dict(self.scores)))
+        object.__setattr__(self, "seconds", MappingProxyType(dict(self.seconds)))
+
+    @property
+    def status(self) -> Literal["scored", "unscorable"]:
+        """Whether there is anything to fit on."""
+        return "scored" if self.scores else "unscorable"
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "id": self.id,
+            "attempt": self.attempt,
+            "correct": self.correct,
+            "judge": self.judge,
+            "scores": dict(self.scores),
+            "reason": self.reason,
+            "length": self.length,
+            "model": asdict(self.model),
+            "scorer": {
+                "name": self.scorer.name,
+                "version": self.scorer.version,
+                "settings": dict(self.scorer.settings),
+            },
+            "policy": self.policy,
+            "seconds": dict(self.seconds),
+        }
+
+
+def write_labelled(path: str | Path, answers: Iterable[Labelled]) -> None:
+    """Write a file that :func:`read_labelled` reads."""
+    lines = (json.dumps(each.to_json_dict(), ensure_ascii=False) + "\n" for each in answers)
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_labelled(path: str | Path) -> Sequence[Labelled]:
+    """Read a file of labelled answers.
+
+    Raises:
+        InputError: naming file and line of what can not be read; also for a file without answers.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can not be read: {error.strerror}", hint="give a readable file") from None
+    found = [_labelled(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise InputError(f"{str(path)!r} holds no answers", hint="evaluate writes such a file")
+    return found
+
+
+def _labelled(line: bytes, where: str) -> Labelled:
+    try:
+        row = json.loads(line)
+        model = ModelIdentity(**row.pop("model"))
+        scorer = ScorerIdentity(**row.pop("scorer"))
+        return Labelled(model=model, scorer=scorer, **row)
+    except RecursionError:
+        raise InputError(f"{where} is no labelled answer: nested too deep", hint="evaluate writes such rows") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
+
+
+def _refuse_odd_types(answer: Labelled) -> None:
+    """JSON has numbers where texts belong, and NaN; what is compared, hashed and bound to must be what it seems."""
+    model, scorer = answer.model, answer.scorer
+    texts = {
+        "id": answer.id,
+        "judge": answer.judge,
+        "model.name": model.name,
+        "model.fingerprint": model.fingerprint,
+        "model.dtype": model.dtype,
+        "model.template": model.template,
+        "scorer.name": scorer.name,
+        "scorer.version": scorer.version,
+        **({} if answer.policy is None else {"policy": answer.policy}),
+    }
+    for name, value in texts.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{name} is {value!r}, not a text")
+        value.encode()  # half a surrogate pair is no text either: it can not be hashed or written
+    for name, number in (("attempt", answer.attempt), ("length", answer.length)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{name} of {answer.id!r} is {number!r}, not a whole number")
+    settings = scorer.settings
+    if not isinstance(settings, Mapping) or not all(
+        isinstance(each, str) for pair in settings.items() for each in pair
+    ):
+        raise ValueError(f"the scorer's settings are {settings!r}, not texts by name")

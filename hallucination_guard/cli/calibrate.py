@@ -1,0 +1,161 @@
+"""``calibrate``: labelled answers become a confidence map and certified thresholds, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from hallucination_guard.cli.console import say, show, show_json
+from hallucination_guard.cli.options import Command, Json
+from hallucination_guard.errors import InputError
+
+if TYPE_CHECKING:
+    from hallucination_guard.calibration import Calibration, Certificate, Infeasible, Labelled
+    from hallucination_guard.values import Policy
+
+__all__ = ["calibrate", "register"]
+
+Kind: TypeAlias = Literal["platt", "isotonic"]
+
+
+def register(app: typer.Typer) -> None:
+    """Make it a command."""
+    app.command(cls=Command)(calibrate)
+
+
+def calibrate(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="FILE.jsonl…",
+            help="Labelled answers, as evaluate writes them, or an audit log whose records were labelled.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE.json", help="Where to write.")],
+    score: Annotated[
+        str | None,
+        typer.Option("--score", help="Which score to read, or 'fused' for all at once (default: the scorer's own)."),
+    ] = None,
+    map: Annotated[Kind, typer.Option("--map", help="From the score to a confidence.")] = "platt",
+    alpha: Annotated[list[float] | None, typer.Option("--alpha", metavar="A…", help="Error rates to certify.")] = None,
+    delta: Annotated[float, typer.Option("--delta", help="Each may fail this often.")] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", help="Of the split of the questions.")] = 0,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            help="That drew several attempts a question: a file or a ready pack (default: none).",
+        ),
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option("--documents", help="What that policy looks things up in, as for ask.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="Whose labels of an audit log to use, when several judges gave some."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Fit a confidence and certify thresholds on labelled answers.
+
+    Fits P(correct) from one score, and certifies for each --alpha a threshold: of the answers that it lets through at
+    most that share is wrong, said with probability 1 − delta over the questions drawn.
+    """
+    from hallucination_guard.calibration import calibrate as fitted_on
+
+    drawn_by = _policy(policy, documents)
+    answers = [each for path in data for each in _answers(path, judge)]
+    calibration = fitted_on(answers, score=score, map=map, alphas=alpha or (), delta=delta, policy=drawn_by, seed=seed)
+    calibration.save(output)
+    unscored = sum(each.status != "scored" for each in answers)
+    if as_json:
+        show_json(_as_json(calibration, len(answers), unscored, output))
+    else:
+        _print(calibration, len(answers), unscored, delta)
+        say(f"written to {output}")
+    return 0
+
+
+def _answers(path: Path, judge: str | None) -> Sequence[Labelled]:
+    """Labelled answers, or an audit log with the labels beside it."""
+    from hallucination_guard.calibration.labelled import read_labelled
+
+    if _is_log(path):
+        from hallucination_guard.audit.labels import labelled_answers
+
+        return labelled_answers(path, judge=judge)
+    answers = read_labelled(path)
+    if judge is not None and (others := {each.judge for each in answers} - {judge}):
+        raise InputError(f"the answers of {path} were judged by {', '.join(sorted(others))}", hint="leave out --judge")
+    return answers
+
+
+def _is_log(path: Path) -> bool:
+    """Whether the first line is an audit record; what can not be read is the reader's to refuse."""
+    try:
+        with path.open("rb") as file:
+            row = json.loads(next((line for line in file if line.strip()), b"null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and {"schema", "request_id", "decision"} <= row.keys()
+
+
+def _policy(name: str | None, documents: Path | None) -> Policy | None:
+    if name is None:
+        return None
+    from hallucination_guard.demo import BM25Retriever
+    from hallucination_guard_policies import load_policy
+
+    return load_policy(name, retriever=None if documents is None else BM25Retriever.from_path(documents))
+
+
+def _as_json(calibration: Calibration, answers: int, unscored: int, output: Path) -> dict[str, Any]:
+    report = calibration.report
+    return {
+        "output": str(output),
+        "answers": answers,
+        "unscorable": unscored,
+        "score": calibration.score,
+        "map": calibration.map,
+        "judge": calibration.judge,
+        "fitted_on": calibration.examples,
+        "accuracy": calibration.correct / calibration.examples,
+        "brier": None if report is None else report.brier,
+        "ece": None if report is None else report.ece,
+        "reliability": [] if report is None else [each.model_dump() for each in report.bins],
+        "certificates": [{**each.model_dump(), "coverage": each.coverage} for each in calibration.certificates],
+        "infeasible": [each.model_dump() for each in calibration.infeasible],
+    }
+
+
+def _print(calibration: Calibration, answers: int, unscored: int, delta: float) -> None:
+    accuracy = calibration.correct / calibration.examples
+    show(f"{answers} answers, {unscored} of them unscorable; judge: {calibration.judge}")
+    show(
+        f"confidence: {calibration.map} on {calibration.score}, "
+        f"fitted on {calibration.examples} answers, {accuracy:.1%} of them right"
+    )
+    if calibration.report is None:
+        show("too few answers to say how good the confidence is on others")
+    else:
+        show(f"on answers left out: Brier {calibration.report.brier:.3f}, ECE {calibration.report.ece:.3f}")
+    rows: list[Certificate | Infeasible] = [*calibration.certificates, *calibration.infeasible]
+    if not rows:
+        return
+    show()
+    show(f"certificates, each with probability {1 - delta:g}:")
+    show("   alpha   threshold   answered        wrong   at most")
+    for certificate in calibration.certificates:
+        share = f"{certificate.answered}/{certificate.n} ({certificate.coverage:.0%})"
+        show(
+            f"{certificate.alpha:8g}   {certificate.threshold:<9.4g}   {share:<13}"
+            f"{certificate.errors:>8}   {certificate.bound:7.3f}"
+        )
+    for refused in calibration.infeasible:
+        show(refused.in_words())

@@ -1,0 +1,12 @@
+"""The guarded call: a model whose answers leave only by decision of a policy, each attempt recorded before.
+
+In go messages and the facts of the call; out comes an :class:`~hallucination_guard.values.Outcome`.
+:class:`Guard` is the door; behind it are the loop, the progress of each prompt, the moves and the recorder.
+"""
+
+from __future__ import annotations
+
+from hallucination_guard.guard.guard import Guard
+from hallucination_guard.guard.moves import with_passages
+
+__all__ = ["Guard", "with_passages"]

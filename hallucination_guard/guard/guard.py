@@ -1,0 +1,242 @@
+"""Guard: the door of a guarded call. It checks what was put together, and lets the loop run.
+
+The loop is synchronous and works on a batch; one call is a batch of one, and the async methods run it in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Unpack
+
+from hallucination_guard.audit.record import Sink
+from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
+from hallucination_guard.errors import ConfigurationError, InputError, PolicyError
+from hallucination_guard.guard.judging import Judging
+from hallucination_guard.guard.loop import Loop
+from hallucination_guard.guard.progress import Progress
+from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.values import (
+    Call,
+    GenerationOptions,
+    GenerationSettings,
+    Messages,
+    Model,
+    Outcome,
+    Policy,
+    Scorer,
+    as_messages,
+)
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """A model whose answers leave only by decision of a policy.
+
+    Args:
+        model: a :class:`~hallucination_guard.WhiteBoxModel`, or what else generates and reads.
+        policy: decides what happens with each answer.
+        scorer: measures; HybridGrad by default.
+        calibration: turns scores into confidences; needed by a policy that speaks of confidence.
+        audit: where the record of every attempt goes; without one nothing is kept.
+        drift: notices when scores no longer look like the calibration's, and suspends certificates from then on; by
+            default one is made for a calibration whose certificates cover the policy.
+        generation: defaults for every call: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
+            ``question`` (see ``WhiteBoxModel.generate``).
+        max_attempts: after so many answers a policy's wish for another is an abstention, whatever its own budget says.
+        batch_size: prompts that are generated and scored together by :meth:`batch`.
+
+    Raises:
+        ConfigurationError: if these can not work together; ``CalibrationMismatch`` for the calibration of
+            another model, template, dtype or scorer.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        policy: Policy,
+        scorer: Scorer | None = None,
+        calibration: Calibration | None = None,
+        audit: Sink | None = None,
+        drift: DriftMonitor | None = None,
+        generation: GenerationSettings | GenerationOptions | None = None,
+        max_attempts: int = 16,
+        batch_size: int = 8,
+    ) -> None:
+        if scorer is None:
+            from hallucination_guard.scoring import HybridGrad
+
+            scorer = HybridGrad()
+        if not isinstance(policy, Policy) or not callable(policy):
+            raise ConfigurationError(
+                f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"
+            )
+        if audit is not None and not callable(audit):
+            raise ConfigurationError(f"the audit sink is {audit!r}", hint="for example AuditLog('audit.jsonl')")
+        if calibration is None and getattr(policy, "needs_confidence", False):
+            raise ConfigurationError(
+                "the policy speaks of confidence and the guard has no calibration",
+                hint="give calibration=Calibration.load(...), or a policy with score=... and limit=...",
+            )
+        for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} is {value!r}", hint="a whole number, at least 1")
+        self.model = model
+        self.policy = policy
+        self.scorer = scorer
+        self.calibration = calibration
+        self.audit = audit
+        self.drift = drift
+        self._watched: Calibration | None = None
+        self.generation = GenerationSettings.of(generation or {})
+        self.max_attempts = max_attempts
+        self.batch_size = batch_size
+        self._check_calibration()
+
+    def __call__(
+        self,
+        messages: Messages,
+        *,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Outcome:
+        """Answer one prompt, or not.
+
+        Args:
+            messages: a string, or role/content messages.
+            call: facts for the record of every attempt: conversation, principal, tags.
+            thread_id: of the conversation; short for ``call=Call(thread_id=…)``.
+            **generation: overrides the guard's ``generation`` for this call.
+
+        Raises:
+            InputError: if the prompt can not be used.
+            AuditError: if the log can not be written; then nothing is let through.
+        """
+        return self._run([messages], call, thread_id, generation)[0]
+
+    def batch(
+        self,
+        prompts: Sequence[Messages],
+        *,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> list[Outcome]:
+        """Answer several prompts, generated and scored together; each gets what it would get alone."""
+        if isinstance(prompts, str):
+            raise InputError(f"the batch is the text {prompts[:40]!r}", hint="give a list of prompts")
+        return self._run(prompts, call, thread_id, generation)
+
+    def review(
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Outcome:
+        """Decide on an answer that something else wrote; further attempts, if the policy wants any, are the model's.
+
+        Args:
+            messages: what it is an answer to.
+            answer: its text, or its token ids in this model's vocabulary.
+            call: as for :meth:`__call__`.
+            thread_id: as for :meth:`__call__`.
+            **generation: settings of further attempts.
+        """
+        return self._run([messages], call, thread_id, generation, answers=[answer])[0]
+
+    async def acall(
+        self,
+        messages: Messages,
+        *,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Outcome:
+        """:meth:`__call__` in a thread. A cancelled task drops the outcome; the attempt is still recorded."""
+        return await asyncio.to_thread(self, messages, call=call, thread_id=thread_id, **generation)
+
+    async def abatch(
+        self,
+        prompts: Sequence[Messages],
+        *,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> list[Outcome]:
+        """:meth:`batch` in a thread."""
+        return await asyncio.to_thread(self.batch, prompts, call=call, thread_id=thread_id, **generation)
+
+    def _run(
+        self,
+        prompts: Sequence[Messages],
+        call: Call | None,
+        thread_id: str | None,
+        generation: Mapping[str, object],
+        *,
+        answers: Sequence[str | Sequence[int]] = (),
+    ) -> list[Outcome]:
+        settings = GenerationSettings.of(generation).over(self.generation)
+        facts = _facts(call, thread_id)
+        loop = self._loop()
+        all_progress = []
+        for prompt in prompts:
+            messages = as_messages(prompt)
+            loop.model.prompt(messages)  # a prompt that cannot be used is refused before anything is generated
+            all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
+        for progress, answer in zip(all_progress, answers, strict=False):
+            progress.given = loop.model.read(progress.messages, answer=answer, question=settings.question)
+        loop.run(all_progress)
+        return [each.outcome for each in all_progress if each.outcome is not None]
+
+    def _loop(self) -> Loop:
+        """What takes part in this call, as it is now."""
+        certificates = self._check_calibration()
+        return Loop(
+            model=self.model,
+            scorer=self.scorer,
+            judging=Judging(
+                calibration=self.calibration,
+                certificates=certificates,
+                drift=self.drift,
+                primary=self.scorer.primary,
+            ),
+            policy=self.policy,
+            recorder=Recorder(sink=self.audit, policy=self.policy),
+            max_attempts=self.max_attempts,
+            batch_size=self.batch_size,
+        )
+
+    def _check_calibration(self) -> tuple[Certificate, ...]:
+        """The certificates that hold for the policy, after a look at what may have been changed since the last call."""
+        needs_risk = getattr(self.policy, "needs_risk", None) is not None
+        if needs_risk and (uncovered := getattr(self.policy, "uncertified", "")):
+            raise PolicyError(uncovered, hint="let every rule of the policy say the same max_risk")
+        if self.calibration is None:
+            if needs_risk:
+                raise ConfigurationError(
+                    "the policy speaks of max_risk and the guard has no calibration",
+                    hint="give one with certificates: hallucination-guard calibrate --alpha ...",
+                )
+            return ()
+        self.calibration.check(self.model.identity, self.scorer.identity, self.policy)
+        certificates = self.calibration.covering(self.policy)
+        if self._watched not in (None, self.calibration):
+            self.drift = None  # it compares with another calibration's scores: a new one is watched afresh
+        if certificates and self.drift is None:
+            self.drift = DriftMonitor(self.calibration.reference)
+        self._watched = self.calibration
+        return certificates
+
+
+def _facts(call: Call | None, thread_id: str | None) -> Call:
+    if call is None:
+        return Call(thread_id=thread_id)
+    if thread_id is not None:
+        raise InputError(f"thread_id {thread_id!r} was given beside {call!r}", hint="let the Call name it")
+    return call

@@ -1,0 +1,215 @@
+"""The loop: draw, score, judge, decide, carry out, record; round by round until every prompt has an outcome.
+
+It fails closed by construction: text leaves only in an Outcome, an Outcome is made only from a Decision, and a Decision
+comes only from the policy, after its record was written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tenacity import Retrying, retry_if_result
+
+from hallucination_guard.errors import CallError, GuardError, InputError, PolicyError, ScoringError
+from hallucination_guard.guard.judging import Judging
+from hallucination_guard.guard.moves import Again, carry_out
+from hallucination_guard.guard.progress import Draft, Progress
+from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.values import Decision, Drawing, Generation, Model, Policy, Score, Scorer, Verdict
+
+__all__ = ["Loop"]
+
+# What the application makes of these is its own: they go to the standard logger, under one key of ``extra``.
+_log = logging.getLogger("hallucination_guard")
+_NUDGES = 2  # a redraw that repeats an earlier draft is drawn this often again, each time warmer
+_FAR = 7919  # further than any number of redraws, so that no seed is used twice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What takes part in one guarded call; fixed while it runs.
+
+    Args:
+        model: generates and reads.
+        scorer: measures.
+        judging: says what scores mean.
+        policy: decides.
+        recorder: writes down.
+        max_attempts: after so many answers a policy's wish for another is an abstention.
+        batch_size: prompts that are generated and scored together.
+    """
+
+    model: Model
+    scorer: Scorer
+    judging: Judging
+    policy: Policy
+    recorder: Recorder
+    max_attempts: int
+    batch_size: int
+
+    def run(self, prompts: Sequence[Progress]) -> None:
+        """Bring every prompt to an outcome."""
+        another = Retrying(retry=retry_if_result(bool))  # it ends because every decision but two uses up an attempt
+        try:
+            another(self._round, prompts)
+        except BaseException as error:
+            self.recorder.interrupted(prompts, error)
+            raise
+
+    def _round(self, prompts: Sequence[Progress]) -> list[Progress]:
+        """One attempt for every prompt without an outcome; those that want another."""
+        for group in _alike([each for each in prompts if each.outcome is None]):
+            for begin in range(0, len(group), self.batch_size):
+                self._attempt(group[begin : begin + self.batch_size])
+        return [each for each in prompts if each.outcome is None]
+
+    def _attempt(self, group: list[Progress]) -> None:
+        generations = [each.given for each in group if each.given is not None] or self._draw(group)
+        unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.scorer.identity))
+        for progress, generation in zip(group, generations, strict=True):
+            progress.begin(generation, unfinished)
+        scores = self._score(generations)
+        for generation in generations:
+            generation.release()
+        for progress, generation, score in zip(group, generations, scores, strict=True):
+            self._judge(progress, generation, score)
+
+    # ------------------------------------------------------------------------------------------------ drawing
+
+    def _draw(self, group: list[Progress]) -> list[Generation]:
+        """Answers; of a redraw, ones that this call has not drawn yet, as far as the model has others to give."""
+        drawing = group[0].drawing
+        made = self._generate(group, drawing)
+        for nudge in range(1, _NUDGES + 1):
+            pairs = zip(group, made, strict=True)
+            stale = [at for at, (progress, each) in enumerate(pairs) if each.response_token_ids in progress.drawn]
+            if group[0].redraw is None or not stale:
+                break
+            warmer = drawing | Drawing(
+                seed=drawing["seed"] + _FAR * nudge, temperature=drawing["temperature"] * (1 + nudge / 2)
+            )
+            others = self._generate([group[at] for at in stale], warmer)
+            for at, other in zip(stale, others, strict=True):
+                made[at] = replace(other, seconds=made[at].seconds + other.seconds)
+        return made
+
+    def _generate(self, group: Sequence[Progress], drawing: Drawing) -> list[Generation]:
+        prompts, questions = [each.messages for each in group], [each.settings.question for each in group]
+        if not any(questions):
+            return list(self.model.generate(prompts, **drawing))
+        return list(self.model.generate(prompts, question=questions, **drawing))
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def _score(self, generations: Sequence[Generation]) -> list[Score]:
+        """Scores, or the words why there are none: any failure becomes a score that the policy must decide on."""
+        identity = self.scorer.identity
+        try:
+            scores = self.scorer.batch(self.model, generations)
+        except Exception as error:
+            if len(generations) > 1:  # one that fails must not take the others with it
+                return [self._score([each])[0] for each in generations]
+            _log_failure("scoring", error)
+            return [Score.failed(_in_words(error), scorer=identity)]
+        if not isinstance(scores, list) or len(scores) != len(generations):
+            return [Score.failed("the scorer did not give one score an answer", scorer=identity) for _ in generations]
+        return [
+            score
+            if isinstance(score, Score) and score.scorer == identity
+            else Score.failed("what the scorer gave is not a score of its own", scorer=identity)
+            for score in scores
+        ]
+
+    # --------------------------------------------------------------------------------- judging and carrying out
+
+    def _judge(self, progress: Progress, generation: Generation, score: Score) -> None:
+        progress.generating += generation.seconds
+        progress.scoring += score.seconds
+        progress.tokens_in += len(generation.prompt_token_ids)
+        progress.tokens_out += len(generation.response_token_ids)
+        verdict = self.judging.verdict(score, attempt=progress.attempt)
+        progress.newest = Draft(attempt=progress.attempt, generation=generation, verdict=verdict)
+        if progress.judged is None or progress.redraw is None or progress.redraw.keep == "last":
+            progress.judged = progress.newest
+        else:
+            progress.judged = min(progress.judged, progress.newest, key=lambda draft: self.judging.doubt(draft.verdict))
+        decision = self._decide(progress, progress.judged.verdict)
+        progress.rules.append(decision.rule)
+        self._carry_out(progress, progress.judged, decision)
+
+    def _decide(self, progress: Progress, verdict: Verdict) -> Decision:
+        decision = self.policy(verdict, progress.situation)
+        if not isinstance(decision, Decision):
+            raise PolicyError(f"the policy decided {decision!r}", hint="a policy gives a Decision, also to accept")
+        if decision.action in ("retry", "retrieve") and progress.attempt >= self.max_attempts:
+            return Decision(
+                action="abstain",
+                rule="max_attempts",
+                reason=f"{progress.attempt} attempts were made and the policy wants another: {decision.reason}",
+            )
+        return decision
+
+    def _carry_out(self, progress: Progress, draft: Draft, decision: Decision) -> None:
+        """Act, record, and end the call or set up its next attempt."""
+        if decision.move is None:
+            self.recorder.draft(progress, decision)
+            self._end(progress, decision, draft.generation.text if decision.action == "accept" else None)
+            return
+        try:
+            found = carry_out(decision.move, model=self.model, asked=progress.asked)
+        except (CallError, InputError) as error:
+            self._give_up(progress, decision, error)
+            return
+        self.recorder.draft(progress, decision)
+        if isinstance(found, Again):
+            progress.take_up(found)
+            return
+        if found.text is not None:
+            self.recorder.escalated(progress, decision, answered_by=found.answered_by, answer=found.text)
+        self._end(progress, decision, found.text)
+
+    def _give_up(self, progress: Progress, decision: Decision, error: GuardError) -> None:
+        _log_failure(decision.action, error)
+        closed = Decision(
+            action="abstain",
+            rule=f"{decision.action}_failed",
+            reason=f"{error}; it was tried because {decision.reason}",
+        )
+        self.recorder.draft(progress, closed)
+        self._end(progress, closed, None)
+
+    def _end(self, progress: Progress, decision: Decision, text: str | None) -> None:
+        outcome = progress.end(decision, text)
+        _log.info(
+            "guard.decision",
+            extra={
+                "hallucination_guard": {
+                    "request_id": outcome.request_id,
+                    "decision": decision.action,
+                    "rule": decision.rule,
+                    "confidence": outcome.confidence,
+                    "attempts": outcome.attempts,
+                    "seconds": round(outcome.seconds["total"], 4),
+                }
+            },
+        )
+
+
+def _alike(prompts: Sequence[Progress]) -> list[list[Progress]]:
+    """Prompts whose next attempts can be generated together."""
+    groups: dict[str, list[Progress]] = {}
+    for each in prompts:
+        groups.setdefault(repr(sorted(each.drawing.items())), []).append(each)
+    return list(groups.values())
+
+
+def _in_words(error: Exception) -> str:
+    """The kind of error; its message may quote the prompt, which the log need not be allowed to hold."""
+    return f"{error.message}" if isinstance(error, ScoringError) else f"{type(error).__name__} while scoring"
+
+
+def _log_failure(what: str, error: Exception) -> None:
+    """The whole error for those who look: the record only names its kind."""
+    _log.debug("guard.failure in %s", what, exc_info=error)

@@ -1,0 +1,120 @@
+"""One prompt on its way to an outcome: what was drawn, judged, decided and recorded so far. The loop's only state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from hallucination_guard.guard.moves import Again
+from hallucination_guard.values import (
+    Call,
+    Decision,
+    Drawing,
+    Generation,
+    GenerationSettings,
+    Message,
+    Outcome,
+    Redraw,
+    Situation,
+    Verdict,
+)
+
+__all__ = ["Draft", "Progress"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """One attempt's answer and what it means."""
+
+    attempt: int
+    generation: Generation
+    verdict: Verdict
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a prompt stands.
+
+    Args:
+        asked: the caller's own prompt.
+        messages: the prompt of the next attempt; another one after a retrieval.
+        settings: what was said about generating.
+        call: the facts of the call, for the record.
+        given: an answer that something else wrote, to be judged first.
+    """
+
+    asked: tuple[Message, ...]
+    messages: tuple[Message, ...]
+    settings: GenerationSettings
+    call: Call
+    given: Generation | None = None
+    request_id: str = field(default_factory=lambda: uuid4().hex)
+    began: float = field(default_factory=time.perf_counter)
+    drawn: set[tuple[int, ...]] = field(default_factory=set)
+    attempt: int = 0
+    rules: list[str] = field(default_factory=list)
+    redraw: Redraw | None = None
+    redraws: int = 0
+    retrieved: tuple[str, ...] = ()
+    newest: Draft | None = None
+    judged: Draft | None = None
+    recorded: int = 0
+    audit_ids: list[str] = field(default_factory=list)
+    generating: float = 0.0
+    scoring: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    outcome: Outcome | None = None
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the next attempt is drawn: a redraw samples, each time with another seed."""
+        drawing = self.settings.drawing
+        if self.redraw is not None:
+            drawing |= Drawing(
+                temperature=self.redraw.temperature, top_p=self.redraw.top_p, seed=self.redraw.seed + self.redraws - 1
+            )
+        return drawing
+
+    @property
+    def situation(self) -> Situation:
+        """What the policy may know."""
+        return Situation(attempt=self.attempt, rules=tuple(self.rules), seconds=time.perf_counter() - self.began)
+
+    def begin(self, generation: Generation, unfinished: Verdict) -> None:
+        """Take in the answer of the next attempt."""
+        self.given = None
+        self.drawn.add(generation.response_token_ids)
+        self.attempt += 1
+        self.newest = Draft(attempt=self.attempt, generation=generation, verdict=unfinished)
+
+    def take_up(self, next: Again) -> None:
+        """Set up another attempt."""
+        self.redraw = next.redraw
+        if next.messages is None:
+            self.redraws += 1
+        else:  # another prompt: its drafts are judged afresh
+            self.messages, self.retrieved = next.messages, next.retrieved
+            self.redraws, self.judged = 0, None
+
+    def end(self, decision: Decision, text: str | None) -> Outcome:
+        """The outcome, which ends the call."""
+        assert self.judged is not None
+        self.outcome = Outcome(
+            text=text,
+            decision=decision,
+            verdict=self.judged.verdict,
+            attempts=self.attempt,
+            generation=self.judged.generation,
+            audit_ids=tuple(self.audit_ids),
+            seconds={
+                "generate": self.generating,
+                "score": self.scoring,
+                "total": time.perf_counter() - self.began,
+            },
+            tokens={"in": self.tokens_in, "out": self.tokens_out},
+            retrieved=self.retrieved,
+            request_id=self.request_id,
+        )
+        return self.outcome

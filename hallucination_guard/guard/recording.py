@@ -1,0 +1,124 @@
+"""Writing attempts down: one record each, before anything leaves; what raises here keeps the answer in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+
+from hallucination_guard.audit.record import AuditRecord, Sink
+from hallucination_guard.errors import AuditError
+from hallucination_guard.guard.progress import Progress
+from hallucination_guard.values import JSON, Decision, Policy
+
+__all__ = ["Recorder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorder:
+    """Makes records of attempts and hands them to the sink.
+
+    Args:
+        sink: where they go; None keeps none.
+        policy: named in every record.
+    """
+
+    sink: Sink | None
+    policy: Policy
+
+    def draft(self, progress: Progress, decision: Decision) -> None:
+        """Write down what was decided on the newest draft."""
+        self._keep(progress, decision)
+
+    def escalated(self, progress: Progress, decision: Decision, *, answered_by: str, answer: str) -> None:
+        """Write down the answer of an escalation's target, which nobody scored."""
+        self._keep(progress, decision, answered_by=answered_by, answer=answer)
+
+    def interrupted(self, all_progress: Sequence[Progress], error: BaseException) -> None:
+        """Write down what was generated and not yet recorded, before the error goes on its way."""
+        for progress in all_progress:
+            if progress.newest is None or progress.recorded == progress.attempt:
+                continue
+            decision = Decision(
+                action="abstain",
+                rule="interrupted",
+                reason=f"{type(error).__name__} before the decision was carried out",
+            )
+            try:
+                self._keep(progress, decision)
+            except Exception as second:  # the interruption goes on its way all the same, and says so
+                error.add_note(f"and the interrupted attempt could not be recorded: {type(second).__name__}: {second}")
+
+    def _keep(self, progress: Progress, decision: Decision, *, answered_by: str = "", answer: str = "") -> None:
+        if self.sink is None:
+            progress.recorded = progress.attempt
+            return
+        kept = self.sink(self._record(progress, decision, answered_by, answer))
+        if not isinstance(kept, str) or not kept:
+            raise AuditError(
+                f"the audit sink gave {type(kept).__name__} and not the id of the record it kept",
+                hint="a sink is synchronous, returns the record's id, and raises if it could not keep it",
+            )
+        progress.recorded = progress.attempt
+        progress.audit_ids.append(kept)
+
+    def _record(self, progress: Progress, decision: Decision, answered_by: str, answer: str) -> AuditRecord:
+        draft = progress.newest
+        assert draft is not None
+        generation, score = draft.generation, draft.verdict.score
+        escalated = bool(answered_by)
+        return AuditRecord(
+            request_id=progress.request_id,
+            thread_id=progress.call.thread_id,
+            principal=progress.call.principal,
+            tags=progress.call.tags,
+            attempt=progress.attempt,
+            model=asdict(generation.model),
+            scorer={
+                "name": score.scorer.name,
+                "version": score.scorer.version,
+                "settings": dict(score.scorer.settings),
+            },
+            status="unscorable" if escalated else score.status,
+            detail=f"answered by {answered_by}, not scored" if escalated else score.reason,
+            scores={} if escalated else dict(score.scores),
+            anchor=None if escalated or score.anchor is None else asdict(score.anchor),
+            prefix=None if escalated else score.prefix,
+            confidence=None if escalated else draft.verdict.confidence,
+            certificate=None if escalated else draft.verdict.certificate,
+            policy=self._policy_identity(),
+            decision=decision.action,
+            rule=decision.rule,
+            reason=decision.reason,
+            judged=(progress.judged or draft).attempt,
+            tokens={"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)},
+            seconds={"generate": generation.seconds, "score": score.seconds},
+            retrieved=progress.retrieved,
+            prompt=[{"role": message.role, "content": message.content} for message in generation.messages],
+            answer=answer if escalated else generation.text,
+            versions=_versions(),
+        )
+
+    def _policy_identity(self) -> dict[str, JSON]:
+        plain = self.policy.describe()
+        written = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return {
+            "id": plain.get("id") or type(self.policy).__name__,
+            "version": plain.get("version") or 0,
+            "hash": hashlib.sha256(written.encode()).hexdigest(),
+        }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("hallucination-guard-semgrad", "torch", "transformers", "langchain-core")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,52 @@
+"""What is kept of a forward pass so that scoring need not run it again: the states of chosen positions, once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.model.replay import Trace
+
+__all__ = ["KeptTrace", "Tap"]
+
+
+class Tap:
+    """Collects states (B × S × d) from column ``start`` on, over the steps of a generation."""
+
+    def __init__(self, start: int) -> None:
+        self._skip = start
+        self._parts: list[Tensor] = []
+
+    def __call__(self, states: Tensor) -> None:
+        """Take note of one step's states."""
+        width = states.shape[1]
+        if width > self._skip:
+            # A copy: a slice would hold the states of the whole prompt.
+            self._parts.append(states[:, self._skip :].clone())
+        self._skip = max(0, self._skip - width)
+
+    def states(self) -> Tensor:
+        """All of them, side by side."""
+        return torch.cat(self._parts, dim=1)
+
+
+class KeptTrace:
+    """Holds a trace until it is taken, once."""
+
+    __slots__ = ("_lock", "_trace")
+
+    def __init__(self, trace: Trace | None) -> None:
+        self._trace = trace
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (KeptTrace, (None,))  # a copy of a generation can be read again; the memory is not copied
+
+    def take(self) -> Trace | None:
+        """The trace, which is forgotten here; None if it was taken already."""
+        with self._lock:
+            trace, self._trace = self._trace, None
+            return trace

@@ -1,0 +1,119 @@
+"""Reading: an answer that something else wrote, and one pass over prompt and answer without a graph."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache
+
+from hallucination_guard.errors import InputError
+from hallucination_guard.model.anchor import NO_ANCHOR
+from hallucination_guard.model.inside import Inside
+from hallucination_guard.model.keeping import KeptTrace, Tap
+from hallucination_guard.model.replay import Trace
+from hallucination_guard.model.view import undisturbed
+from hallucination_guard.values import Generation, Messages, checked_text
+
+__all__ = ["kept_trace", "place", "read", "trace_ids"]
+
+
+def read(inside: Inside, messages: Messages, answer: str | Sequence[int], *, question: str | None) -> Generation:
+    """Take an answer that something else wrote; see :meth:`WhiteBoxModel.read`."""
+    prompt = inside.prompt(messages)
+    ids, text = _answer(inside, answer)
+    length = len(prompt.token_ids) + len(ids)
+    if inside.context is not None and length > inside.context:
+        raise InputError(
+            f"prompt and answer have {length} tokens and the context of {inside.name!r} holds {inside.context}",
+            hint="shorten them: nothing is cut silently",
+        )
+    return Generation(
+        messages=prompt.messages,
+        prompt_token_ids=prompt.token_ids,
+        response_token_ids=ids,
+        text=text,
+        finish_reason="read",
+        model=inside.identity,
+        anchor=inside.anchor(prompt, question),
+        _trace=KeptTrace(None),
+    )
+
+
+def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """Its token ids, and what they say."""
+    tokenizer = inside.tokenizer
+    if isinstance(answer, str):
+        ids = tuple(tokenizer(checked_text(answer, "the answer"), add_special_tokens=False)["input_ids"])
+        if _letters(tokenizer.decode(ids)) != _letters(answer):
+            # What the tokenizer has no tokens for was not scored, so it is not part of the answer either.
+            return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
+        return ids, answer
+    if isinstance(answer, Sequence) and not isinstance(answer, bytes | bytearray):
+        ids = tuple(answer)
+        if ids:
+            inside.check_ids(ids, "the answer")
+        return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
+    raise InputError(f"the answer is {answer!r}", hint="give its text or its token ids")
+
+
+def place(generation: Generation) -> tuple[tuple[int, ...], int]:
+    """The ids of prompt and answer, and the position of t* in them.
+
+    Raises:
+        AnchorError: if the generation has no anchor.
+    """
+    if generation.anchor is None:
+        raise NO_ANCHOR
+    ids = (*generation.prompt_token_ids, *generation.response_token_ids)
+    return ids, len(generation.prompt_token_ids) + generation.anchor.index
+
+
+def kept_trace(generation: Generation, layers: range) -> Trace | None:
+    """What was kept of generating, if it is still there and of these layers; it is handed over and forgotten.
+
+    Raises:
+        AnchorError: if the generation has no anchor.
+    """
+    ids, anchor = place(generation)
+    kept = generation._trace.take() if isinstance(generation._trace, KeptTrace) else None
+    # A generation that was edited since does not match what was kept of the original.
+    fits = kept is not None and (kept.first, kept.anchor, kept.ids) == (layers.start, anchor, ids[:-1])
+    return kept if fits else None
+
+
+def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) -> Trace:
+    """What the deep half needs to run again, by one pass without a graph.
+
+    Args:
+        inside: the model.
+        ids: of prompt and answer.
+        anchor: the position of t*.
+        layers: the deep half.
+    """
+    start = anchor if inside.sliceable else 0
+    tap = Tap(start)
+    view = inside.view_at(layers.start, tap)
+    cache = DynamicCache() if start else None
+    fed = tuple(ids[:-1])  # the last token predicts nothing
+    with undisturbed(inside.model, grad=False):
+        tokens = torch.tensor([fed], device=inside.device)
+        mask = torch.ones_like(tokens)
+        inside.layout.decoder_of(view)(
+            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+        )
+    deep = () if cache is None else cache.layers[layers.start :]
+    return Trace(
+        ids=fed,
+        anchor=anchor,
+        start=start,
+        first=layers.start,
+        prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
+        states=tap.states()[0],
+        origin="reread" if inside.sliceable else "whole",
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).split())

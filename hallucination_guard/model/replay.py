@@ -1,0 +1,170 @@
+"""The deep half, once more, with a graph: what the gradient at t* needs and nothing else.
+
+Nothing before t* depends on the state at t* (causality), so ∂ℓ/∂h_{l,t*} needs a graph over the tokens from t* to the
+end only, against the cached keys and values of the prefix, and only from the first deep layer on. Where a layer keeps
+something else than keys and values by position (a convolution, a recurrent state), there is no prefix to cut off: the
+graph then spans the whole sequence, and is still only that of the deep half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hallucination_guard.errors import ModelError
+from hallucination_guard.model.view import Layout, replaced_output, skipped, tapped
+from hallucination_guard.values import Prefix
+
+__all__ = ["Replay", "Trace", "replay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """What is kept of one forward pass so that its deep half can be run again.
+
+    Args:
+        ids: the tokens that were read: prompt and answer but for its last.
+        anchor: position of t* in the sequence.
+        start: the first position with a state: that of t*, or 0 where nothing can be cut off.
+        first: l₀, the first deep layer.
+        prefix: keys and values (1 × heads × start × d_head) of each layer that runs after h_{l₀}; none if start is 0.
+        states: h_{l₀} at positions start … P+T−2, (S × d).
+        logits: those that the answer was drawn from, a row of V for each of its tokens, if they were kept.
+        origin: where all this came from.
+    """
+
+    ids: tuple[int, ...]
+    anchor: int
+    start: int
+    first: int
+    prefix: tuple[tuple[Tensor, Tensor], ...]
+    states: Tensor
+    logits: tuple[Tensor, ...] | None = None
+    origin: Prefix
+
+    @property
+    def row(self) -> int:
+        """Of t* in ``states``."""
+        return self.anchor - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Replay:
+    """A finished forward pass with a graph.
+
+    Args:
+        final: states after the final norm, (B × S × d); row j of an example belongs to its position start + j.
+        states: h_l (B × S × d) of each layer asked for. The gradient with respect to one of them is the total
+            derivative, through all later layers and positions.
+        rows: of t* in each example.
+    """
+
+    final: Tensor
+    states: tuple[Tensor, ...]
+    rows: Tensor
+
+    def at_anchor(self, gradients: Sequence[Tensor]) -> Tensor:
+        """∂/∂h_{l,t*} (layers × B × d, float64, on the CPU) out of ∂/∂h_l (B × S × d)."""
+        examples = torch.arange(len(self.rows))
+        # The layers may be on several devices.
+        return torch.stack(
+            [each[examples.to(each.device), self.rows.to(each.device)].to(torch.float64).cpu() for each in gradients]
+        )
+
+
+def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -> Replay:
+    """Run the layers after h_{l₀} again, for a batch of traces of any lengths; the caller says whether with a graph.
+
+    Args:
+        model: the causal language model; it is not changed.
+        layout: of that model.
+        traces: one an example, all with ``first == layers.start``.
+        layers: the l whose h_l can be derived by; h_l is the output of layer l−1 counted from 0.
+    """
+    lengths = [trace.states.shape[0] for trace in traces]
+    starts = [trace.start for trace in traces]
+    width, prefix = max(lengths), max(starts)
+    entering = torch.stack([_right_padded(trace.states, width) for trace in traces])
+    states = [entering.requires_grad_(torch.is_grad_enabled())]
+
+    modules = layout.list_of(model)
+    replace = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
+    replace[layers.start - 1] = replaced_output(
+        modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
+    )
+    for level in layers[1:]:
+        replace[level - 1] = tapped(modules[level - 1], states.append)
+
+    device = entering.device
+    columns = torch.arange(width, device=device)
+    real = torch.tensor(lengths, device=device)[:, None]
+    begin = torch.tensor(starts, device=device)[:, None]
+    # Padding on the right is behind every real token, so causality hides it. Masking it as well would leave a padded
+    # row of a sliding window with nothing to look at: not a number, and 0 · NaN spreads in the backward.
+    # Its position is held inside the table of learnt positions (GPT-2).
+    positions = begin + torch.minimum(columns, real - 1)
+    mask = None
+    if min(starts) < prefix:
+        seen = torch.arange(prefix + width, device=device) >= prefix - begin
+        mask = seen.long()
+    decoder = layout.decoder_of(layout.view(model, replace))
+    cached = {"past_key_values": _cache(traces, prefix, layers.start), "use_cache": True}
+    out = decoder(
+        inputs_embeds=entering.detach(),  # only its shape is used: the layers that would read it are replaced
+        attention_mask=mask,
+        position_ids=positions,
+        **(cached if prefix else {"use_cache": False}),
+    )
+    if any(each._version for each in states[1:]):
+        # The gradient would be that at the overwritten state, in silence.
+        raise ModelError(
+            f"a layer of {type(model).__name__!r} writes into the states that it is given",
+            hint="the state at t* can not be told from what comes after it: this architecture can not be scored",
+        )
+    rows = torch.tensor([trace.row for trace in traces])
+    return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)
+
+
+def _right_padded(states: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[0]))
+
+
+def _cache(traces: Sequence[Trace], prefix: int, first: int) -> DynamicCache:
+    """The prefixes of all examples, padded on the left, where generation pads too.
+
+    The layers below l₀ do not run, but masks are sized by what they hold: they get a length and no memory.
+    """
+    cache = DynamicCache()
+    for at in range(max(len(trace.prefix) for trace in traces)):
+        keys, values = (_stacked([_side(trace, at, side, traces) for trace in traces], prefix) for side in (0, 1))
+        while len(cache.layers) < first:
+            cache.layers.append(_filled(keys[:, :1, :1, :1].expand(-1, 1, prefix, 1), values))
+        cache.layers.append(_filled(keys, values))
+    return cache
+
+
+def _side(trace: Trace, at: int, side: int, traces: Sequence[Trace]) -> Tensor:
+    """Keys or values; of a trace that begins at position 0, none of the shape that the others have."""
+    if trace.prefix:
+        return trace.prefix[at][side]
+    other = next(each for each in traces if each.prefix).prefix[at][side]
+    return other[:, :, :0]
+
+
+def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def _stacked(parts: Sequence[Tensor], prefix: int) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, prefix - part.shape[-2], 0)) for part in parts])

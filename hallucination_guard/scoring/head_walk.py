@@ -1,0 +1,174 @@
+"""What the head says of an answer: likelihoods, the norm of ∂ℓ/∂W, and ∂ℓ/∂H where the backward begins.
+
+Source: arXiv 2605.04638. Symbols as there: p_t the distribution that predicts ŷ_t, ω_t = H(p_t) its entropy in nats
+(detached), W the head (V × d), H the final states (T × d), ℓ(w) = −Σ_t w_t log p_t[ŷ_t].
+
+With A_t = w_t (p_t − onehot(ŷ_t)), pulled back through whatever the head does besides W: ∂ℓ/∂W = Aᵀ H and ∂ℓ/∂H = A W.
+The first needs no backward and is summed in blocks of V, so that V × d is never held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hallucination_guard.model.head import Head
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.values import Generation
+
+__all__ = ["Reading", "Walk", "answer_states", "read_head", "walk_head", "walk_heads", "without_tail"]
+
+_BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Walk:
+    """What the head says about one example: norms, likelihoods and ∂ℓ/∂H (T × d)."""
+
+    paragrad: float
+    exgrad: float
+    entropies: Tensor
+    logprobs: Tensor
+    by_states: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reading:
+    """What the head says of each answer token.
+
+    Args:
+        entropies: ω_t, length T.
+        logprobs: log p_t[ŷ_t], length T.
+        a: p_t − onehot(ŷ_t) pulled back to W h_t (T × V); ∂(−log p_t[ŷ_t])/∂W is a_t h_tᵀ.
+    """
+
+    entropies: Tensor
+    logprobs: Tensor
+    a: Tensor
+
+
+def answer_states(model: WhiteBoxModel, view: Any, generation: Generation) -> Tensor:
+    """H, the final states that predict the answer (T × d), by one pass over the whole sequence.
+
+    Args:
+        model: a :class:`~hallucination_guard.WhiteBoxModel`.
+        view: of it; the caller says whether with a graph.
+        generation: with at least one answer token.
+    """
+    answer = generation.response_token_ids
+    ids = torch.tensor([(*generation.prompt_token_ids, *answer[:-1])], device=model.device)
+    final: Tensor = model.layout.decoder_of(view)(input_ids=ids, use_cache=False).last_hidden_state
+    return final[0, -len(answer) :]
+
+
+@torch.no_grad()
+def read_head(
+    head: Head, states: Tensor | None, answer: Sequence[int], *, logits: Sequence[Tensor] | None = None
+) -> Reading:
+    """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins.
+
+    Args:
+        head: of the model.
+        states: H, the final states that predict the answer; may be None where the logits are at hand.
+        answer: ŷ, length T.
+        logits: of these states, a row of V for each token, where they are at hand.
+    """
+    if logits is not None:
+        rows = torch.stack(list(logits)).to(head.dtype)
+    else:
+        assert states is not None
+        rows = head.logits(states)
+    logp = torch.log_softmax(rows, dim=-1)
+    targets = torch.tensor(answer, device=logp.device)[:, None]
+    logprobs = logp.gather(1, targets)[:, 0]
+    p = logp.exp()
+    # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
+    entropies = -torch.linalg.vecdot(p, logp.clamp_min_(torch.finfo(logp.dtype).min))
+    a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
+    return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
+
+
+def without_tail(a: Tensor, *, least: float = 1e-5) -> Tensor:
+    """``a`` (T × V) without the words that all tokens find all but impossible, where there are many.
+
+    Left out is v if a_tv ≤ least/V · (what a_t takes from ŷ_t) for every t. A token then loses at most ``least`` of its
+    ‖a_t‖₁, so the norms change by at most ``least`` · Σ_t w_t ‖a_t‖₁ ‖h_t‖₁. In float64 nothing is left out.
+    """
+    words = a.shape[1]
+    if a.dtype == torch.float64:
+        return a
+    limits = -a.amin(dim=1, keepdim=True) * (least / words)
+    # Not "a > limits": what is not a number must stay, or the norm of a broken answer would be 0: certain.
+    # The last words of a vocabulary are its rarest: if many of those are kept, looking for others costs more than it
+    # spares.
+    rare = a[:, -max(1, words // 8) :]
+    if float((~(rare <= limits) | (rare < 0)).any(dim=0).float().mean()) > 0.5:
+        return a
+    return a[:, (~(a <= limits) | (a < 0)).any(dim=0)]
+
+
+def walk_head(
+    head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy", reading: Reading | None = None
+) -> Walk:
+    """Everything that the head knows of one example, from its final states (T × d).
+
+    Args:
+        head: of the model.
+        states: H, the final states that predict the answer.
+        answer: ŷ, length T.
+        weighting: whether ``by_states`` is of ℓ(ω) (``entropy``) or of ℓ(1) (``none``).
+        reading: of these states, where it is at hand.
+    """
+    states = states.to(head.dtype)
+    return walk_heads(head, [states], [reading or read_head(head, states, answer)], weighting=weighting)[0]
+
+
+@torch.no_grad()
+def walk_heads(
+    head: Head, states: Sequence[Tensor], readings: Sequence[Reading], *, weighting: str = "entropy"
+) -> list[Walk]:
+    """The same for several examples in one walk over W, from their states and what was read of them."""
+    if not readings:
+        return []
+    lengths = [len(each) for each in states]
+    # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product
+    # (2d × V, transposed, so that each is one stretch of memory), and a block of it is summed while it is at hand.
+    both = [
+        torch.cat([own * reading.entropies[:, None], own], dim=1).T.contiguous()
+        for own, reading in zip(states, readings, strict=True)
+    ]
+    words = head.weight.shape[0]
+    norms = torch.zeros(len(states), 2, dtype=torch.float64, device=states[0].device)
+    block = both[0].new_empty(len(both[0]), min(_BLOCK, words))
+    for norm, own, reading in zip(norms, both, readings, strict=True):
+        a = without_tail(reading.a)
+        for begin in range(0, a.shape[1], _BLOCK):
+            part = a[:, begin : begin + _BLOCK]
+            if part.shape[1] != block.shape[1]:
+                block = block.new_empty(len(block), part.shape[1])
+            torch.mm(own, part, out=block)
+            norm += block.abs_().view(2, -1).sum(dim=1)
+    by_states = torch.zeros_like(torch.cat(list(states)))
+    for begin in range(0, words, _BLOCK):
+        parts = [reading.a[:, begin : begin + _BLOCK] for reading in readings]
+        together = parts[0] if len(parts) == 1 else torch.cat(parts)
+        by_states.addmm_(together, head.weight[begin : begin + _BLOCK].to(head.dtype))
+    found = []
+    means = (norms / head.weight.numel()).tolist()
+    parted = torch.split(by_states, lengths)
+    for (paragrad, exgrad), reading, own in zip(means, readings, parted, strict=True):
+        weights = reading.entropies[:, None] if weighting == "entropy" else 1.0
+        found.append(
+            Walk(
+                paragrad=paragrad,
+                exgrad=exgrad,
+                entropies=reading.entropies,
+                logprobs=reading.logprobs,
+                by_states=own * weights,
+            )
+        )
+    return found

@@ -1,0 +1,82 @@
+"""What travels through a guarded call, and the protocols of what it travels through.
+
+prompt → :class:`Generation` → :class:`Score` → :class:`Verdict` → :class:`Decision` → :class:`Outcome`. Values are
+frozen and refuse bad states: a score holds finite numbers or a reason why not, a decision has a reason, an outcome that
+was not let through has no text. Nothing here imports anything of the package but its errors.
+"""
+
+from __future__ import annotations
+
+from hallucination_guard.values.call import Call
+from hallucination_guard.values.decision import (
+    Action,
+    Answerer,
+    Decision,
+    Escalate,
+    Invoked,
+    Move,
+    Passage,
+    Redraw,
+    Retrieve,
+    Retriever,
+    Situation,
+)
+from hallucination_guard.values.generation import Anchor, FinishReason, Generation, Kept, Rule
+from hallucination_guard.values.identity import ModelIdentity, ScorerIdentity
+from hallucination_guard.values.outcome import Outcome
+from hallucination_guard.values.plain import JSON
+from hallucination_guard.values.prompt import (
+    Message,
+    Messages,
+    Prompt,
+    as_messages,
+    checked_text,
+    is_batch,
+    question_of,
+)
+from hallucination_guard.values.protocols import Model, Policy, Scorer
+from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
+from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings
+from hallucination_guard.values.verdict import Verdict
+
+__all__ = [
+    "JSON",
+    "LOWER_IS_LESS_CERTAIN",
+    "Action",
+    "Anchor",
+    "Answerer",
+    "Call",
+    "Decision",
+    "Drawing",
+    "Escalate",
+    "FinishReason",
+    "Generation",
+    "GenerationOptions",
+    "GenerationSettings",
+    "Invoked",
+    "Kept",
+    "Message",
+    "Messages",
+    "Model",
+    "ModelIdentity",
+    "Move",
+    "Outcome",
+    "Passage",
+    "Policy",
+    "Prefix",
+    "Prompt",
+    "Redraw",
+    "Retrieve",
+    "Retriever",
+    "Rule",
+    "Score",
+    "Scorer",
+    "ScorerIdentity",
+    "Situation",
+    "Status",
+    "Verdict",
+    "as_messages",
+    "checked_text",
+    "is_batch",
+    "question_of",
+]

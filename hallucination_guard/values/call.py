@@ -1,0 +1,56 @@
+"""What is known of a call besides its prompt: which conversation, on whose behalf, and the application's own marks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from hallucination_guard.errors import InputError
+from hallucination_guard.values.prompt import checked_text
+
+__all__ = ["Call"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Facts that go into the record of every attempt of a call; the decision does not depend on them.
+
+    Args:
+        thread_id: the conversation, as LangGraph calls it.
+        principal: on whose behalf: a user, a service or an API key's name.
+        tags: the application's own marks, texts by name.
+
+    Raises:
+        InputError: on anything that is not a text.
+    """
+
+    thread_id: str | None = None
+    principal: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("thread_id", "principal"):
+            if getattr(self, name) is not None:
+                _text(name, getattr(self, name))
+        if not isinstance(self.tags, Mapping):
+            raise InputError(f"tags is {self.tags!r}", hint="give texts by name, for example {'tenant': 'acme'}")
+        for name, value in self.tags.items():
+            _text("the name of a tag", name)
+            _text(f"the tag {name!r}", value)
+        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return (_rebuilt, ({**values, "tags": dict(self.tags)},))  # a read-only view does not travel
+
+
+def _rebuilt(values: dict[str, Any]) -> Call:
+    return Call(**values)
+
+
+def _text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {value!r}", hint="give a text")
+    checked_text(value, what)

@@ -1,0 +1,70 @@
+"""A prompt and the answer to it, exactly as the model saw them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+from hallucination_guard.values.identity import ModelIdentity
+from hallucination_guard.values.prompt import Message
+
+__all__ = ["Anchor", "FinishReason", "Generation", "Kept", "Rule"]
+
+Rule: TypeAlias = Literal["profile", "header", "last_user_token", "question"]
+"""What chose t*."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "read"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The semantics-preserving token t*.
+
+    Args:
+        index: position counted from the end of the prompt; −1 is its last token.
+        token: its text, as the tokenizer writes it.
+        rule: what chose it: ``profile``, ``header``, ``last_user_token`` or ``question``.
+    """
+
+    index: int
+    token: str
+    rule: Rule
+
+
+class Kept(Protocol):
+    """What a model keeps of generating so that scoring need not read again; it is handed over once."""
+
+    def take(self) -> object:
+        """Hand it over and forget it; None if it is gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A prompt and the answer to it, exactly as the model saw them.
+
+    Args:
+        messages: the turns; for a model without a chat template one ``user`` message with the raw text.
+        prompt_token_ids: x, length P, with the generation header.
+        response_token_ids: ŷ, length T, without the end-of-turn token that stopped it.
+        text: the answer as a reader sees it.
+        finish_reason: ``stop`` or ``length``; ``read`` when something else wrote the answer.
+        model: which model it belongs to.
+        anchor: t*; None on a model without a chat template whose caller did not name the question.
+        seconds: wall time of generating (0 for ``read``).
+    """
+
+    messages: tuple[Message, ...]
+    prompt_token_ids: tuple[int, ...]
+    response_token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    model: ModelIdentity
+    anchor: Anchor | None
+    seconds: float = 0.0
+    _trace: Kept | None = field(default=None, repr=False, compare=False)
+
+    def release(self) -> None:
+        """Forget what was kept for scoring; a later score reads the text again."""
+        if self._trace is not None:
+            self._trace.take()

@@ -1,0 +1,124 @@
+"""How an answer is drawn, as one frozen value; what comes from outside is checked by pydantic at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from hallucination_guard.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["Drawing", "GenerationOptions", "GenerationSettings"]
+
+
+class Drawing(TypedDict, total=False):
+    """The keywords of ``model.generate`` that say how tokens are drawn."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: Sequence[str]
+
+
+class GenerationOptions(Drawing, total=False):
+    """The keywords of a guarded call that say how its answers are generated."""
+
+    question: str | None
+
+
+_Positive = Annotated[int, Ge(1), Lt(2**31)]
+_Finite = Annotated[float, Ge(0.0), Lt(float("inf"))]
+_Share = Annotated[float, Gt(0.0), Le(1.0)]
+_Seed = Annotated[int, Ge(0), Lt(2**63)]
+_Text = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """What a caller said about generating; None where nothing was said, so that the model's default holds.
+
+    Args:
+        max_new_tokens: the answer's length at most, in tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus of sampling, in (0, 1].
+        seed: of sampling.
+        stop: texts that end the answer; they are not part of it.
+        question: on a model without a chat template, the part of the prompt whose last token is t*.
+    """
+
+    max_new_tokens: _Positive | None = None
+    temperature: _Finite | None = None
+    top_p: _Share | None = None
+    seed: _Seed | None = None
+    stop: tuple[_Text, ...] | None = None
+    question: str | None = None
+
+    @classmethod
+    def of(cls, given: GenerationSettings | Mapping[str, object]) -> GenerationSettings:
+        """Settings from what a caller gave.
+
+        Raises:
+            ConfigurationError: on a name that is no setting.
+            InputError: on a value that a setting cannot have.
+        """
+        if isinstance(given, GenerationSettings):
+            return given
+        known = {each.name for each in fields(cls)}
+        if unknown := sorted(set(given) - known, key=str):
+            raise ConfigurationError(
+                f"unknown generation settings {unknown!r}", hint=f"known are {', '.join(sorted(known))}"
+            )
+        plain = dict(given)
+        if isinstance(plain.get("stop"), list):
+            plain["stop"] = tuple(plain["stop"])  # type: ignore[arg-type]  # a list it is
+        return _checked(plain)
+
+    def over(self, default: GenerationSettings) -> GenerationSettings:
+        """These settings where they say something, and ``default`` where they do not."""
+        said = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        return replace(default, **said)
+
+    @property
+    def drawing(self) -> Drawing:
+        """What was said, as keywords of ``model.generate``, without the question."""
+        drawing = Drawing()
+        if self.max_new_tokens is not None:
+            drawing["max_new_tokens"] = self.max_new_tokens
+        if self.temperature is not None:
+            drawing["temperature"] = self.temperature
+        if self.top_p is not None:
+            drawing["top_p"] = self.top_p
+        if self.seed is not None:
+            drawing["seed"] = self.seed
+        if self.stop is not None:
+            drawing["stop"] = self.stop
+        return drawing
+
+
+@cache
+def _door() -> type[BaseModel]:
+    """The same fields as a pydantic model. Made on first use: importing values must not load pydantic."""
+    from pydantic import create_model
+
+    hints = get_type_hints(GenerationSettings, include_extras=True)
+    fields_of: dict[str, Any] = {name: (hint, None) for name, hint in hints.items()}
+    made: type[BaseModel] = create_model("GenerationSettings", __config__={"strict": True}, **fields_of)
+    return made
+
+
+def _checked(plain: Mapping[str, object]) -> GenerationSettings:
+    from pydantic import ValidationError
+
+    try:
+        return GenerationSettings(**dict(_door().model_validate(plain)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise InputError(f"{name} is {repr(plain[name])[:60]}", hint=first["msg"].lower()) from None

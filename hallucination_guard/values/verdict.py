@@ -1,0 +1,43 @@
+"""What a score means: a calibrated confidence, and the risk that a certificate keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hallucination_guard.values.score import Score
+
+__all__ = ["Verdict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A score and what it means.
+
+    Args:
+        score: what was measured.
+        confidence: calibrated P(correct) in [0, 1]; None when nothing was calibrated.
+        max_risk: the smallest certified α whose threshold lets this answer through: of all the answers let through
+            there at most this share is wrong; None when no certificate does.
+        certificate: id of the certificate that says so.
+        suspended: why certificates do not hold at the moment; empty while they do.
+    """
+
+    score: Score
+    confidence: float | None = None
+    max_risk: float | None = None
+    certificate: str | None = None
+    suspended: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.max_risk is None) != (self.certificate is None):
+            raise ValueError(f"a verdict has max_risk {self.max_risk!r} by the certificate {self.certificate!r}")
+        if self.max_risk is not None:
+            if not 0.0 < self.max_risk < 1.0:  # also false for NaN
+                raise ValueError(f"max_risk is {self.max_risk!r}, not a number between 0 and 1")
+            if self.score.status != "scored" or self.suspended:
+                raise ValueError("no certificate lets through what has no score, or holds while it is suspended")
+        if self.confidence is not None:
+            if not 0.0 <= self.confidence <= 1.0:  # also false for NaN
+                raise ValueError(f"a confidence is {self.confidence!r}, not a number in [0, 1]")
+            if self.score.status != "scored":
+                raise ValueError(f"an answer that is {self.score.status!r} can not have a confidence")

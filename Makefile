@@ -1,11 +1,14 @@
-# Two commands: `make demo` runs the main job, `make test` the whole test suite. Each makes the environment it needs.
+# `make demo` runs the main job, `make test` the whole test suite, `make check` what a change needs before it is committed.
+# Each makes the environment it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The commit that `make shape` stands beside the tree.
+AGAINST ?= c3aba04
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test check lint shape clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -13,11 +16,18 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
 
+# The inner loop: lint, types, layers, and the tests of what has changed.
+check: $(VENV)/.test lint
+	$(BIN)/python -m pytest -q -x $$($(BIN)/python tests/changed.py)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+shape: $(VENV)/.test
+	$(BIN)/python benchmarks/shape.py --against $(AGAINST)
 
 # torch first and pinned: a range would be free to fetch another build of several gigabytes.
 $(VENV)/.torch: constraints.txt

@@ -3,21 +3,21 @@
 ::
 
     GuardError
-    ├── InputError           a prompt, answer, id or file row that can not be used
-    ├── ConfigurationError   settings that can not work together
-    │   ├── PolicyError      a policy document or object that makes no sense
+    ├── InputError           a prompt, answer, id or file row that cannot be used
+    ├── ConfigurationError   settings that cannot work together
+    │   ├── PolicyError      a policy document or object that cannot be used
     │   └── MissingExtra     an optional dependency is not installed
-    ├── ModelError           a model that can not be scored (or not safely)
-    │   └── SelfTestFailed   its gradient is nil, not finite or wrong
+    ├── ModelError           a model that cannot be scored (or not safely)
+    │   └── SelfTestFailed   its gradient is zero, not finite or wrong
     ├── AnchorError          no semantics-preserving token can be named
     ├── ScoringError         the arithmetic gave no finite number
-    ├── CalibrationError     a calibration that can not be fitted, read or applied
+    ├── CalibrationError     a calibration that cannot be fitted, read or applied
     │   └── CalibrationMismatch   it was fitted on another model, template, dtype, scorer or policy
     ├── CallError            a retriever or an escalation target failed
     │   └── CallTimeout      … or did not answer in time
-    └── AuditError           the log can not be written, read or trusted
+    └── AuditError           the log cannot be written, read or trusted
 
-Every message names the offending value; ``hint`` says how to mend it and is part of ``str(error)``.
+Every message names the offending value; ``hint`` says how to fix it and is part of ``str(error)``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class GuardError(Exception):
 
     Args:
         message: what is wrong, naming the value.
-        hint: how to mend it, one sentence; empty where the message says it all.
+        hint: how to fix it, one sentence; empty where the message says it all.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -58,15 +58,15 @@ class GuardError(Exception):
 
 
 class InputError(GuardError, ValueError):
-    """A prompt, answer, token id or file row that can not be used."""
+    """A prompt, answer, token id or file row that cannot be used."""
 
 
 class ConfigurationError(GuardError):
-    """Settings that can not work together."""
+    """Settings that cannot work together."""
 
 
 class PolicyError(ConfigurationError):
-    """A policy document or policy object that makes no sense."""
+    """A policy document or policy object that contradicts itself or cannot be read."""
 
 
 class MissingExtra(ConfigurationError, ImportError):
@@ -74,11 +74,11 @@ class MissingExtra(ConfigurationError, ImportError):
 
 
 class ModelError(GuardError):
-    """A model that can not be scored, or not safely."""
+    """A model that cannot be scored, or not safely."""
 
 
 class SelfTestFailed(ModelError):
-    """The gradient of this model is nil, not finite, or disagrees with finite differences."""
+    """The gradient of this model is zero, not finite, or disagrees with finite differences."""
 
 
 class AnchorError(GuardError):
@@ -90,7 +90,7 @@ class ScoringError(GuardError):
 
 
 class CalibrationError(GuardError):
-    """A calibration that can not be fitted, read or applied."""
+    """A calibration that cannot be fitted, read or applied."""
 
 
 class CalibrationMismatch(CalibrationError):
@@ -106,4 +106,4 @@ class CallTimeout(CallError):
 
 
 class AuditError(GuardError):
-    """The audit log can not be written, read or trusted."""
+    """The audit log cannot be written, read or trusted."""

@@ -126,7 +126,7 @@ def tiny_model(family: str = "llama", *, dtype: Any = None, seed: int = 0, tied:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)
-        # The default initialisation is so small that every gradient is nearly nil and every answer the same.
+        # The default initialisation is so small that every gradient is nearly zero and every answer the same.
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)

@@ -13,8 +13,6 @@ import torch
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
-FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():

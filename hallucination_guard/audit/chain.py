@@ -61,7 +61,7 @@ def canonical(value: object) -> str:
 
     ASCII, with ``\u`` escapes for the rest, and not UTF-8: a lone surrogate, which a broken tokenizer does produce,
     has no UTF-8 form, and the record that shows it must not be the one that is lost. U+2028 and friends, which some
-    readers take for line ends, are escaped by the way.
+    readers take for line ends, are escaped as well.
 
     Raises:
         ValueError: on NaN and the infinities, which JSON does not have.
@@ -139,14 +139,14 @@ def read_anchor(path: StrPath, key: bytes | None = None) -> Head | None:
     """The head that an anchor file vouches for; None if there is no such file.
 
     Raises:
-        AuditError: it can not be read, or its seal is not right.
+        AuditError: it cannot be read, or its seal is not right.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise AuditError(f"the anchor {path} can not be read: {error.strerror}") from error
+        raise AuditError(f"the anchor {path} cannot be read: {error.strerror}") from error
     try:
         anchor = json.loads(data)
         head = Head(int(anchor["count"]), anchor["head"])
@@ -209,7 +209,7 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
         anchor: a copy of its anchor that was kept elsewhere; default: the one beside it.
 
     Raises:
-        AuditError: the log can not be read.
+        AuditError: the log cannot be read.
     """
     import sqlite3  # here because importing the audit log should not load a database
 
@@ -250,7 +250,9 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
                     wrong(number, f"its id was used before, in line {first}", name)
                 if not is_sealed(record, line, key):
                     wrong(number, "edited, or sealed with another key: its hash is not right", name)
-                    seq = head.length  # its own word counts for nothing; the next record shows whether it belongs here
+                    seq = (
+                        head.length
+                    )  # what it says of itself proves nothing; the next record shows whether it belongs here
                 elif seq > head.length:
                     wrong(number, f"{seq - head.length} record(s) before it are missing: deleted or moved", name)
                 elif seq < head.length:
@@ -262,7 +264,7 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
                 if vouched and vouched.length == head.length:
                     witness = head.hash
     except OSError as error:
-        raise AuditError(f"the audit log {path} can not be read: {error.strerror}", hint="check the path") from error
+        raise AuditError(f"the audit log {path} cannot be read: {error.strerror}", hint="check the path") from error
 
     if vouched and head.length < vouched.length:
         wrong(number, f"cut off: the anchor vouches for {vouched.length} record(s), {head.length} are left")

@@ -47,7 +47,7 @@ class Label:
         time: UTC, ISO 8601.
 
     Raises:
-        InputError: if one of these is none of that.
+        InputError: if a field is not what it should be.
     """
 
     id: str
@@ -90,7 +90,7 @@ def label(log: StrPath, id: str, correct: bool, *, by: str = "human", note: str 
         The label; it is in the file.
 
     Raises:
-        AuditError: no record or several fit, or a file can not be read or written.
+        AuditError: no record or several fit, or a file cannot be read or written.
         InputError: the record has no answer.
     """
     given = Label(id=id, correct=correct, by=by, note=note)
@@ -100,14 +100,14 @@ def label(log: StrPath, id: str, correct: bool, *, by: str = "human", note: str 
 
 
 def label_all(log: StrPath, labels: Iterable[Label]) -> list[Label]:
-    """Label the answers of several records: all of them or, if one can not be labelled, none.
+    """Label the answers of several records: all of them or, if one cannot be labelled, none.
 
     Args:
         log: the path of the audit log; it is read once.
         labels: whose ``id`` may be a beginning that no other id has.
 
     Raises:
-        AuditError: of an id, no record or several fit, or a file can not be read or written.
+        AuditError: of an id, no record or several fit, or a file cannot be read or written.
         InputError: a record has no answer, or there are no labels.
     """
     given = list(labels)
@@ -129,12 +129,12 @@ def read_labels(path: StrPath, *, by: str = "human", note: str = "") -> list[Lab
         note: of rows that have none.
 
     Raises:
-        InputError: naming file and line of the first row that can not be.
+        InputError: naming file and line of the first row that cannot be.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except OSError as error:
-        raise InputError(f"the labels {path} can not be read: {error.strerror}", hint="check the path") from None
+        raise InputError(f"the labels {path} cannot be read: {error.strerror}", hint="check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"the labels {path} are not text", hint="save them in UTF-8") from None
     found = []
@@ -162,7 +162,7 @@ def labels_of(log: StrPath, judge: str | None = None) -> list[Label]:
         judge: whose; None for all.
 
     Raises:
-        AuditError: the file can not be read, or a line of it is no label.
+        AuditError: the file cannot be read, or a line of it is no label.
     """
     path = labels_path(log)
     found: dict[tuple[str, str], Label] = {}
@@ -175,7 +175,7 @@ def labels_of(log: StrPath, judge: str | None = None) -> list[Label]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise AuditError(f"the labels {path} can not be read: {error.strerror}", hint="check the path") from error
+        raise AuditError(f"the labels {path} cannot be read: {error.strerror}", hint="check the path") from error
     return list(found.values())
 
 
@@ -217,7 +217,7 @@ def labelled_answers(log: StrPath, judge: str | None = None, *, leave_out_partia
 
     Raises:
         InputError: no labels, several judges and none named, or a request that is labelled in part.
-        AuditError: a file can not be read.
+        AuditError: a file cannot be read.
     """
     given = labels_of(log)
     labels = by_record(given, judge)
@@ -273,7 +273,7 @@ def _labelled(record: AuditRecord, correct: bool, judge: str) -> Labelled:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise AuditError(
-            f"the record {record.id} can not be used as a labelled answer: {error}", hint="verify the log"
+            f"the record {record.id} cannot be used as a labelled answer: {error}", hint="verify the log"
         ) from None
 
 
@@ -328,7 +328,7 @@ def _append(path: Path, labels: Sequence[Label]) -> None:
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise AuditError(
-            f"the labels {path} can not be written: {why}", hint="check the disk and the permissions of the directory"
+            f"the labels {path} cannot be written: {why}", hint="check the disk and the permissions of the directory"
         ) from error
 
 

@@ -60,16 +60,16 @@ class AuditLog:
 
     Call it with a record; when it returns the record's id, the record is in the file. A crash or ``kill -9`` loses
     nothing whose id was returned; cut short within a write, it leaves a torn line, which the next append closes off.
-    A record that can not be written whole is taken back and raises.
+    A record that cannot be written whole is taken back and raises.
 
     **What the chain protects against.** Each record carries a hash over itself and the one before, and the file
     ``<path>.anchor`` names the length and the last hash. :func:`~hallucination_guard.audit.verify` therefore finds
     records that were edited, deleted, inserted, moved or cut off by accident or by somebody who does not know better.
 
     **What it does not protect against.** Without a ``key``, whoever can write the file can change a record and compute
-    all the hashes after it and the anchor anew. With a ``key`` that they do not have, they can not; they can still
+    all the hashes after it and the anchor anew. With a ``key`` that they do not have, they cannot; they can still
     delete the whole log, or put back an older copy of the log with the anchor of that time. Against that, copy the
-    anchor to where they can not write, and give that copy to ``verify``. Nothing protects against who has the key, or
+    anchor to where they cannot write, and give that copy to ``verify``. Nothing protects against who has the key, or
     records what is not true in the first place.
 
     The log is one file with one anchor: to begin a new one, move both away together. A log that is shorter than its
@@ -87,8 +87,8 @@ class AuditLog:
             may lose the last seconds, which the anchor then shows as a cut.
 
     Raises:
-        AuditError: the file can not be written or trusted. On creation and on every call.
-        ConfigurationError: settings that can not work.
+        AuditError: the file cannot be written or trusted. On creation and on every call.
+        ConfigurationError: settings that cannot work.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class AuditLog:
             Its id; the record is in the file.
 
         Raises:
-            AuditError: it is not in the file; the message names the path, the hint says how to mend it.
+            AuditError: it is not in the file; the message names the path, the hint says how to fix it.
         """
         if self._closed:
             raise AuditError(f"the audit log {self.path} is closed", hint="open another AuditLog on the same path")
@@ -346,7 +346,7 @@ class _ChainFile:
 
     def _distrusted(self, why: str) -> AuditError:
         return AuditError(
-            f"the audit log {self.path} can not be trusted: {why}",
+            f"the audit log {self.path} cannot be trusted: {why}",
             hint="check the key; to begin a new log, move this one and its .anchor away together, as evidence",
         )
 
@@ -354,7 +354,7 @@ class _ChainFile:
         number = error.errno if isinstance(error, OSError) else None
         what = (error.strerror if isinstance(error, OSError) else None) or str(error)
         hint = _MENDS.get(number or 0, "check the disk and the permissions of the file and its directory")
-        return AuditError(f"the audit log {self.path} can not be written: {what}", hint=hint)
+        return AuditError(f"the audit log {self.path} cannot be written: {what}", hint=hint)
 
 
 def _sync_directory(path: Path) -> None:

@@ -24,7 +24,7 @@ def records(path: StrPath, *, strict: bool = True) -> Iterator[AuditRecord]:
         strict: False passes over torn lines, which a power cut leaves behind.
 
     Raises:
-        AuditError: the log can not be read, a line is torn (if ``strict``), or a record has another schema.
+        AuditError: the log cannot be read, a line is torn (if ``strict``), or a record has another schema.
     """
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
@@ -57,7 +57,7 @@ def find(path: StrPath, id_prefix: str) -> AuditRecord:
     Torn lines are passed over: the record asked for is not in them.
 
     Raises:
-        AuditError: no record or several fit, or the log can not be read.
+        AuditError: no record or several fit, or the log cannot be read.
     """
     # Most lines need no parsing: an id that fits is in the line's bytes, as JSON writes it.
     needle = json.dumps(id_prefix)[1:-1].encode("ascii")
@@ -88,7 +88,7 @@ def _opened(path: StrPath) -> Iterator[BinaryIO]:
         with Path(path).open("rb") as file:
             yield file
     except OSError as error:
-        raise AuditError(f"the audit log {path} can not be read: {error.strerror}", hint="check the path") from error
+        raise AuditError(f"the audit log {path} cannot be read: {error.strerror}", hint="check the path") from error
 
 
 def _record(line: bytes, where: str, *, strict: bool) -> AuditRecord | None:

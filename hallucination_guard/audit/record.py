@@ -65,7 +65,7 @@ class AuditRecord:
         hash: over all the fields but itself.
 
     Raises:
-        ValueError: on a number that is not finite, or on what JSON can not hold; the message names the field.
+        ValueError: on a number that is not finite, or on what JSON cannot hold; the message names the field.
     """
 
     schema: int = SCHEMA
@@ -126,7 +126,7 @@ class AuditRecord:
         object.__setattr__(self, "judged", self.judged or self.attempt)
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], AuditRecord], tuple[dict[str, Any]]]:
-        # A read-only mapping can not be pickled or copied deeply, and a record may well travel to another process.
+        # A read-only mapping cannot be pickled or copied deeply, and a record may well travel to another process.
         return type(self).from_json_dict, (self.to_json_dict(),)
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class AuditRecord:
         """The record that :meth:`to_json_dict` gave.
 
         Raises:
-            AuditError: another schema, a missing or unknown field, or a value that can not be.
+            AuditError: another schema, a missing or unknown field, or a value that cannot be.
         """
         if (schema := data.get("schema")) != SCHEMA:
             raise AuditError(

@@ -1,7 +1,7 @@
 """Run any policy over an existing log, without a model: what it would have decided, and what that would have cost.
 
 A record holds what a decision was taken from, so the decision can be taken again, by another policy, another threshold
-or another calibration. What the log can not say is not guessed: where a policy wants a draft that was never drawn, the
+or another calibration. What the log cannot say is not guessed: where a policy wants a draft that was never drawn, the
 outcome is unknown and counted apart.
 
 Replayed is the policy, not the world. What is taken from the log as it was: the drafts and their scores, a redraw for a
@@ -89,7 +89,7 @@ def replay(
     Raises:
         CalibrationMismatch: the calibration was fitted on another model or scorer than a record's.
         PolicyError: the policy decides what is no decision.
-        AuditError: a record can not be read.
+        AuditError: a record cannot be read.
     """
     return replay_each(records, [policy], calibration=calibration, labels=labels)[0]
 

@@ -76,7 +76,7 @@ def clopper_pearson(wrong: int, of: int, level: float = 0.95) -> tuple[float, fl
         level: probability with which it holds the true share, at least.
 
     Raises:
-        ConfigurationError: if these can not be.
+        ConfigurationError: if these cannot be.
         MissingExtra: if scipy is not installed.
     """
     if not (0 <= wrong <= of and of > 0 and 0.0 < level < 1.0):

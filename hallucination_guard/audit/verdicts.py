@@ -22,7 +22,7 @@ class Verdicts:
     """Makes verdicts of records: with their own confidence, or with what another calibration says.
 
     Args:
-        calibration: whose word to take; None for the recorded confidence.
+        calibration: whose confidence to use; None for the recorded confidence.
         policy: of a calibration with certificates, those that cover this policy are used.
     """
 
@@ -39,7 +39,7 @@ class Verdicts:
         Raises:
             CalibrationMismatch: the calibration was fitted on another model or scorer than the record's.
             CalibrationError: it has no certificate that keeps the risk that the policy asks for.
-            AuditError: the record's score can not be.
+            AuditError: the record's score cannot be.
         """
         scorer = self._scorer(record)
         try:

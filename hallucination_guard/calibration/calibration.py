@@ -47,7 +47,7 @@ class Calibration(BaseModel):
         date: ISO, UTC; None where it was not said.
         report: how good the confidences are on questions that they were not fitted on.
         certificates: for max_risk, smallest α first; their thresholds rise with α.
-        infeasible: the α that were asked for and can not be certified.
+        infeasible: the α that were asked for and cannot be certified.
         reference: scores of first drafts, sorted and thinned, to notice drift by.
     """
 
@@ -90,7 +90,7 @@ class Calibration(BaseModel):
             raise ValueError("the score is called fused exactly where there are fused weights")
         named = [each.score for each in self.certificates] + [each.score for each in self.infeasible]
         if self.correct > self.examples:
-            raise ValueError(f"{self.correct} of {self.examples} answers can not be right")
+            raise ValueError(f"{self.correct} of {self.examples} answers cannot be right")
         if strange := [each.id for each in self.certificates if each.data != self.data]:
             raise ValueError(f"the certificates {strange!r} are of other data than the calibration")
         if odd := set(named) - {self.score}:
@@ -118,7 +118,7 @@ class Calibration(BaseModel):
                 hint="use the scorer that it was fitted with",
             )
         if score.scores[self.score] < 0.0:
-            raise CalibrationError(f"{self.score!r} is {score.scores[self.score]!r}, and it can not be negative")
+            raise CalibrationError(f"{self.score!r} is {score.scores[self.score]!r}, and it cannot be negative")
         return score.scores[self.score]
 
     def confidence(self, score: Score) -> float:
@@ -167,7 +167,7 @@ class Calibration(BaseModel):
         return tuple(each for each in self.certificates if each.policy in known)
 
     def check(self, model: ModelIdentity, scorer: ScorerIdentity, policy: Policy | None = None) -> None:
-        """Refuse a stranger's calibration, and a policy whose ``max_risk`` no certificate keeps.
+        """Refuse the calibration of another model or scorer, and a policy whose ``max_risk`` no certificate keeps.
 
         Raises:
             CalibrationMismatch: naming everything that differs.
@@ -239,7 +239,7 @@ class Calibration(BaseModel):
             found = cls.model_validate_json(written)
         except OSError as error:
             raise CalibrationError(
-                f"the calibration {str(path)!r} can not be read: {error.strerror}", hint="give the file that was saved"
+                f"the calibration {str(path)!r} cannot be read: {error.strerror}", hint="give the file that was saved"
             ) from error
         except ValidationError as error:
             first = error.errors()[0]

@@ -1,19 +1,13 @@
 """Certificates: a threshold below which, of the answers let through, at most a share α is wrong.
 
-Learn-then-Test by fixed sequence (Angelopoulos et al., arXiv 2110.01052) with exact binomial p-values. The labelled
-questions are split. The *fit* part chooses a grid of thresholds λ and where on it to begin: where its own estimate
-promises the lowest risk that the test part could show. The *test* part then tries, from there on and towards more
-permissive λ, the hypothesis "of the answers with score ≤ λ more than α are wrong"; given k answers of which e are
-wrong its p-value is P(Bin(k, α) ≤ e). It walks on while p ≤ δ, and the last λ passed is certified. The first true
-hypothesis on the way is rejected with probability ≤ δ, and after it nothing matters, so
+Learn-then-Test by fixed sequence (arXiv 2110.01052) with exact binomial p-values. The *fit* part of the labelled
+questions chooses a grid of thresholds λ and where on it to begin; the *test* part tries, from there on and towards more
+permissive λ, the hypothesis "of the answers with score ≤ λ more than α are wrong", and the last λ refuted is certified:
 
     P( P(wrong | answered) > α ) ≤ δ    over the draw of the test part, for any score, monotone or not.
 
-The grid and its beginning are the same for every α, and p falls with α: so the thresholds of several α are nested.
-Each certificate holds with 1 − δ by itself, not all of them together.
-
-What is certified is a policy, not a draft. An example is the sequence of attempts at one question, and the answer let
-through at λ is the first whose score is ≤ λ: that is what retrying or retrieving until an answer passes does.
+What is certified is a policy: an example is the sequence of attempts at one question, and the answer let through at λ
+is the first whose score is ≤ λ. docs/methods.md has the argument.
 """
 
 from __future__ import annotations
@@ -108,7 +102,7 @@ class Certificate(_Part):
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if not self.errors <= self.answered <= self.n:
-            raise ValueError(f"{self.errors} wrong of {self.answered} answered of {self.n} tested can not be")
+            raise ValueError(f"{self.errors} wrong of {self.answered} answered of {self.n} tested cannot be")
         # The walk compares p-values, which round otherwise than the bound does.
         if not self.errors / self.answered <= self.bound <= self.alpha + 1e-9:
             raise ValueError(

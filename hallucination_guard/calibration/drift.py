@@ -3,7 +3,7 @@
 A two-sample Kolmogorov–Smirnov test of each full window against the reference. Windows do not overlap, and the j-th
 is tested at the level rate / (j·(j+1)): these add up to ``rate``, so without drift the chance that it *ever* raises
 the alarm is at most ``rate``, however long it runs. Once raised it stays raised. The p-value is counted exactly (ties
-only make it larger), in plain Python: what protects a running system should not hang on an extra.
+only make it larger), in plain Python: what protects a running system should not need an extra.
 """
 
 from __future__ import annotations

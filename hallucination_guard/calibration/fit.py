@@ -59,7 +59,7 @@ def fit_calibration(
     scorer = pairs[0][0].scorer
     score = score or scorer.name
     if score in LOWER_IS_LESS_CERTAIN or any(score not in each.scores for each, _ in pairs):
-        raise CalibrationError(f"{score!r} can not be calibrated on", hint="a score that rises with doubt")
+        raise CalibrationError(f"{score!r} cannot be calibrated on", hint="a score that rises with doubt")
     values = [each.scores[score] for each, _ in pairs]
     return Calibration(
         score=score,
@@ -104,7 +104,7 @@ def calibrate(
         date: ISO; today by default.
 
     Raises:
-        CalibrationError: if the answers can not be used together, are too few, or the score knows nothing here.
+        CalibrationError: if the answers cannot be used together, are too few, or the score knows nothing here.
         ConfigurationError: on an α or δ out of range.
         MissingExtra: if scikit-learn is not installed.
     """
@@ -239,7 +239,7 @@ def _values(
     if name != FUSED:
         if name in LOWER_IS_LESS_CERTAIN or any(name not in each.scores for each in scored):
             raise CalibrationError(
-                f"{name!r} can not be calibrated on",
+                f"{name!r} cannot be calibrated on",
                 hint=f"give 'fused', or a score that rises with doubt, of {', '.join(sorted(scored[0].scores))}",
             )
         return None, scored, [each.scores[name] for each in scored]
@@ -253,7 +253,7 @@ def _values(
 def _refuse_too_few(labels: Sequence[bool]) -> None:
     if len(labels) < _LEAST or len(set(labels)) < 2:
         raise CalibrationError(
-            f"{len(labels)} scored answers of which {sum(labels)} right can not be calibrated on",
+            f"{len(labels)} scored answers of which {sum(labels)} right cannot be calibrated on",
             hint=f"give at least {_LEAST} labelled answers, right and wrong ones",
         )
 

@@ -110,7 +110,7 @@ def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
     wrong = np.array([not each.correct for each in scored], float)
     if len(scored) < _LEAST or len(set(wrong)) < 2:
         raise CalibrationError(
-            f"{len(scored)} scored answers of which {int(len(scored) - wrong.sum())} right can not be fused on",
+            f"{len(scored)} scored answers of which {int(len(scored) - wrong.sum())} right cannot be fused on",
             hint=f"give at least {_LEAST} labelled answers, right and wrong ones",
         )
     return _fitted(matrix(scored), wrong, signals_of(scored))
@@ -186,7 +186,7 @@ def _fitted(logs: NDArray[Any], wrong: NDArray[Any], names: tuple[str, ...]) -> 
     low, high = np.quantile(logs, [_EDGE, 1.0 - _EDGE], axis=0)
     held = np.clip(logs, low, high)
     centre, scale = held.mean(axis=0), held.std(axis=0)
-    scale[scale < 1e-9] = 1.0  # a signal that says the same of every answer; its weight stays nil
+    scale[scale < 1e-9] = 1.0  # a signal that says the same of every answer; its weight stays 0
     weights, intercept = minimum((held - centre) / scale, wrong)
     return Fusion(
         signals=names,

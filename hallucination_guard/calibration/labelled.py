@@ -100,12 +100,12 @@ def read_labelled(path: str | Path) -> Sequence[Labelled]:
     """Read a file of labelled answers.
 
     Raises:
-        InputError: naming file and line of what can not be read; also for a file without answers.
+        InputError: naming file and line of what cannot be read; also for a file without answers.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise InputError(f"{str(path)!r} can not be read: {error.strerror}", hint="give a readable file") from None
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}", hint="give a readable file") from None
     found = [_labelled(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not found:
         raise InputError(f"{str(path)!r} holds no answers", hint="evaluate writes such a file")
@@ -141,7 +141,7 @@ def _refuse_odd_types(answer: Labelled) -> None:
     for name, value in texts.items():
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name} is {value!r}, not a text")
-        value.encode()  # half a surrogate pair is no text either: it can not be hashed or written
+        value.encode()  # half a surrogate pair is no text either: it cannot be hashed or written
     for name, number in (("attempt", answer.attempt), ("length", answer.length)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise ValueError(f"{name} of {answer.id!r} is {number!r}, not a whole number")

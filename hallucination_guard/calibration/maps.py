@@ -94,7 +94,7 @@ def _isotonic(values: Sequence[float], labels: Sequence[bool], *, name: str) -> 
 def _refuse_negative(values: Sequence[float], name: str) -> None:
     if (lowest := min(values)) < 0.0:
         raise CalibrationError(
-            f"{name!r} is {lowest!r}, and it can not be negative", hint="give a score that rises from nil with doubt"
+            f"{name!r} is {lowest!r}, and it cannot be negative", hint="give a score that rises from 0 with doubt"
         )
 
 

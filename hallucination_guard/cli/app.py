@@ -1,6 +1,6 @@
 """The command line: parse, call, print.
 
-Exit status: 0 fine; 1 failure; 2 bad usage or bad input, with one line that says what and how to mend it.
+Exit status: 0 fine; 1 failure; 2 bad usage or bad input, with one line that says what is wrong and how to fix it.
 """
 
 from __future__ import annotations

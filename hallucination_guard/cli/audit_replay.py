@@ -173,7 +173,7 @@ def _check(options: _Options) -> None:
         if options.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise InputError(f"{str(options.plot)!r} is no picture", hint="let it end in .png, .svg or .pdf")
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{str(options.plot)!r} can not be written", hint="give a path in a folder that exists")
+            raise InputError(f"{str(options.plot)!r} cannot be written", hint="give a path in a folder that exists")
         _figure()
 
 
@@ -247,7 +247,7 @@ def _thresholds(options: _Options, calibration: Calibration | None) -> list[floa
     for request in requests(_records(options)):
         for record in request.attempts:
             score = options.score
-            verdict = verdicts(record)  # also refuses a record whose scores are none
+            verdict = verdicts(record)  # also refuses a record whose scores are not numbers
             value = verdict.confidence if score is None else verdict.score.scores.get(score)
             if value is not None:
                 values.append(value)

@@ -97,7 +97,7 @@ def _answers(path: Path, judge: str | None) -> Sequence[Labelled]:
 
 
 def _is_log(path: Path) -> bool:
-    """Whether the first line is an audit record; what can not be read is the reader's to refuse."""
+    """Whether the first line is an audit record; what cannot be read is the reader's to refuse."""
     try:
         with path.open("rb") as file:
             row = json.loads(next((line for line in file if line.strip()), b"null"))

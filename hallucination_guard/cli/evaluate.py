@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
 
     from hallucination_guard.calibration import Labelled
     from hallucination_guard.evaluation.columns import Columns
-    from hallucination_guard.evaluation.data import Item, Prompting
+    from hallucination_guard.evaluation.data import Item
     from hallucination_guard.evaluation.embedding import Embed
     from hallucination_guard.evaluation.judges import Judge
     from hallucination_guard.evaluation.report import Report
+    from hallucination_guard.evaluation.run import Run
     from hallucination_guard.evaluation.store import Store
     from hallucination_guard.model import WhiteBoxModel
 
@@ -165,95 +165,39 @@ def evaluate(
     )
 
 
-@dataclass(slots=True)
-class _Work:
-    """What one run has at hand and what it has found."""
-
-    options: _Options
-    model: WhiteBoxModel
-    items: Sequence[Item]
-    prompting: Prompting
-    binding: Mapping[str, Any]
-    embed: Embed
-    extra: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def store(self, name: str, **more: Any) -> Store:
-        from hallucination_guard.evaluation.store import Store
-
-        return Store(self.options.output / f"{name}.jsonl", {**self.binding, **more})
-
-
 def _evaluated(options: _Options) -> int:
     from hallucination_guard.calibration import write_labelled
     from hallucination_guard.evaluation.answers import labelled
     from hallucination_guard.evaluation.columns import columns
     from hallucination_guard.evaluation.data import given_judge, read_items
-    from hallucination_guard.scoring import HybridGrad
 
     items = read_items(options.data)
     given = given_judge(items)
     _check(options, items, given)
     _folder(options.output)
-    work = _work(options, items)
-    by = None if given is not None else _judge(options, work.embed)
-    answers = _answered(work)
-    good = [item for item in work.items if not answers.rows[item.id]["problem"]]
-    for part in ("generate", "score"):
-        work.costs[part] = sum(answers.rows[item.id]["seconds"][part] for item in good)
-    labels, undecided = _labelled(work, answers, good, by)
+    run = _run(options, items)
+    embed = _embed(options, run.model)
+    by = None if given is not None else _judge(options, embed)
+    answers = run.answered()
+    labels, undecided = run.labelled(answers, by)
     name = str(given if by is None else by.name)
-    rows = labelled(work.items, answers, labels, by=name, model=work.model.identity, scorer=HybridGrad().identity)
+    rows = labelled(run.items, answers, labels, by=name, model=run.model.identity, scorer=run.scorer.identity)
     write_labelled(options.output / "answers.jsonl", rows)
-    _problems(work, answers, undecided, name)
-    scored = [item for item in good if item.id in labels and answers.rows[item.id]["status"] == "scored"]
+    failed = _problems(run, answers, undecided, name)
+    scored = [item for item in run.items if item.id in labels and answers.rows[item.id].get("status") == "scored"]
     if options.p_true:
-        _p_true(work, scored, answers)
+        run.add_p_true(scored, answers)
     if options.samples:
-        _samples(work, scored)
+        run.add_samples(scored, k=options.samples, embed=embed, own=options.sentence_model is None)
     wanted = [each.strip() for each in options.scores.split(",") if each.strip()]
-    table = columns(rows, extra=work.extra, only=wanted)
-    failed = len(work.items) - len(good)
-    _report(work, table, rows, name, undecided=len(undecided), failed=failed)
+    table = columns(rows, extra=run.extra, only=wanted)
+    _report(options, run, table, rows, name, undecided=len(undecided), failed=failed)
     return _FAILURE if failed or undecided else _OK
 
 
-def _answered(work: _Work) -> Store:
-    from hallucination_guard.evaluation.answers import answer
-    from hallucination_guard.scoring import HybridGrad
-
-    answers = work.store("generations")
-    with progress("answering and scoring", len(work.items)) as done:
-        answer(
-            work.model,
-            work.items,
-            work.prompting,
-            answers,
-            scorer=HybridGrad(),
-            max_new_tokens=work.options.max_new_tokens,
-            batch_size=work.options.batch_size,
-            done=done,
-        )
-    return answers
-
-
-def _labelled(work: _Work, answers: Store, good: Sequence[Item], by: Judge | None) -> tuple[dict[str, bool], list[str]]:
-    """The labels by id, and why others have none."""
-    from hallucination_guard.evaluation.answers import judge
-
-    if by is None:
-        return {item.id: bool(item.correct) for item in work.items}, []
-    verdicts = work.store(f"labels-{_slug(by.name)}", judge=by.name)
-    with progress("judging", len(work.items)) as done:
-        judge(work.items, answers, verdicts, by, done=done)
-    found = {item.id: verdicts.rows[item.id] for item in good}
-    labels = {key: row["correct"] for key, row in found.items() if row["correct"] is not None}
-    return labels, [row["problem"] for row in found.values() if row["correct"] is None]
-
-
-def _report(work: _Work, table: Columns, rows: Sequence[Labelled], judge: str, *, undecided: int, failed: int) -> None:
+def _report(
+    options: _Options, run: Run, table: Columns, rows: Sequence[Labelled], judge: str, *, undecided: int, failed: int
+) -> None:
     """Measure, write and print."""
     from hallucination_guard.evaluation.publish import write_report
     from hallucination_guard.evaluation.report import make_report
@@ -267,16 +211,16 @@ def _report(work: _Work, table: Columns, rows: Sequence[Labelled], judge: str, *
     }
     report = make_report(
         table,
-        about=_about(work, judge),
+        about=_about(options, run, judge),
         counts=counts,
-        costs=work.costs,
-        seconds=work.seconds,
-        reference=work.options.reference,
-        resamples=work.options.resamples,
-        notes=work.notes,
+        costs=run.costs,
+        seconds=run.seconds,
+        reference=options.reference,
+        resamples=options.resamples,
+        notes=run.notes,
     )
-    written = write_report(work.options.output, report)
-    if work.options.json:
+    written = write_report(options.output, report)
+    if options.json:
         show_json(report.to_json_dict())
     else:
         _summary(report)
@@ -291,7 +235,7 @@ def _check(options: _Options, items: Sequence[Item], given: str | None) -> None:
             hint="leave --judge out, or take the labels out of the file",
         )
     if not 0 <= options.shots < len(items):
-        raise InputError(f"{options.shots} of {len(items)} rows can not be examples", hint="give a smaller --shots")
+        raise InputError(f"{options.shots} of {len(items)} rows cannot be examples", hint="give a smaller --shots")
     if options.judge == "embedding" and options.sentence_model is None:
         raise ConfigurationError(
             "the judge embedding needs a sentence-embedding model: a model's own states are no judge of its answers",
@@ -304,7 +248,7 @@ def _check(options: _Options, items: Sequence[Item], given: str | None) -> None:
     if options.threshold is not None and options.judge not in ("rouge", "embedding"):
         raise ConfigurationError("--threshold is of the judges rouge and embedding", hint="leave it out")
     if options.samples == 1:
-        raise ConfigurationError("one sample can not differ from itself", hint="give --samples 2 or more")
+        raise ConfigurationError("one sample cannot differ from itself", hint="give --samples 2 or more")
     if options.resamples < 1000:
         raise ConfigurationError(f"{options.resamples} resamples make poor intervals", hint="give 1000 or more")
 
@@ -313,29 +257,41 @@ def _folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{str(path)!r} can not be a folder: {error.strerror}", hint="give another --output") from None
+        raise InputError(f"{str(path)!r} cannot be a folder: {error.strerror}", hint="give another --output") from None
 
 
-def _work(options: _Options, items: Sequence[Item]) -> _Work:
+def _run(options: _Options, items: Sequence[Item]) -> Run:
     from hallucination_guard.evaluation.data import Prompting, data_hash
-    from hallucination_guard.evaluation.embedding import OwnStates, SentenceModel
+    from hallucination_guard.evaluation.run import Run
     from hallucination_guard.scoring import HybridGrad
 
-    model = load(options.choice)
+    model, scorer = load(options.choice), HybridGrad()
     prompting = Prompting.of(model, template=options.prompt, examples=items[: options.shots])
-    rest = items[options.shots :]
-    scorer = HybridGrad().identity
-    binding = {
-        "data": data_hash(options.data),
-        "model": [model.identity.fingerprint, model.identity.template],
-        "prompt": prompting.template,
-        "shots": options.shots,
-        "max_new_tokens": options.max_new_tokens,
-        "scorer": [scorer.name, scorer.version, dict(scorer.settings)],
-    }
+    return Run(
+        folder=options.output,
+        model=model,
+        scorer=scorer,
+        items=items[options.shots :][: options.limit],
+        prompting=prompting,
+        binding={
+            "data": data_hash(options.data),
+            "model": [model.identity.fingerprint, model.identity.template],
+            "prompt": prompting.template,
+            "shots": options.shots,
+            "max_new_tokens": options.max_new_tokens,
+            "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
+        },
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+
+
+def _embed(options: _Options, model: WhiteBoxModel) -> Embed:
+    from hallucination_guard.evaluation.embedding import OwnStates, SentenceModel
+
     named = options.sentence_model
-    embed: Embed = OwnStates(model) if named is None else SentenceModel.from_pretrained(named)
-    return _Work(options, model, rest[: options.limit], prompting, binding, embed)
+    return OwnStates(model) if named is None else SentenceModel.from_pretrained(named)
 
 
 def _judge(options: _Options, embed: Embed) -> Judge:
@@ -365,97 +321,32 @@ def _chat(name: str) -> BaseChatModel:
         raise ConfigurationError(f"{name!r} names no chat model: {error}", hint="give provider:name") from None
 
 
-def _problems(work: _Work, answers: Store, undecided: Sequence[str], judge: str) -> None:
-    failed = [row["problem"] for item in work.items if (row := answers.rows[item.id])["problem"]]
+def _problems(run: Run, answers: Store, undecided: Sequence[str], judge: str) -> int:
+    """Say what went wrong; how many questions have no answer or score."""
+    failed = [row["problem"] for item in run.items if (row := answers.rows[item.id])["problem"]]
     if failed:
-        work.notes.append(f"{len(failed)} questions could not be answered or scored; the first: {failed[0]}")
+        run.notes.append(f"{len(failed)} questions could not be answered or scored; the first: {failed[0]}")
     if undecided:
-        work.notes.append(f"{judge} left {len(undecided)} answers without a label; the first: {undecided[0]}")
-    for note in work.notes:
+        run.notes.append(f"{judge} left {len(undecided)} answers without a label; the first: {undecided[0]}")
+    for note in run.notes:
         say(note)
+    return len(failed)
 
 
-def _p_true(work: _Work, items: Sequence[Item], answers: Store) -> None:
-    from hallucination_guard.evaluation.answers import P_TRUE, p_true
-
-    store = work.store("p_true", p_true=P_TRUE)
-    with progress("asking whether it is true", len(items)) as done:
-        for at, item in enumerate(items, start=1):
-            if item.id not in store.rows:
-                began = time.perf_counter()
-                value = p_true(work.model, item.query, answers.rows[item.id]["response"])
-                store.add([{"id": item.id, "p_true": value, "seconds": time.perf_counter() - began}])
-            done(at)
-    spent = sum(store.rows[item.id]["seconds"] for item in items)
-    work.extra["1-p_true"] = {item.id: 1.0 - store.rows[item.id]["p_true"] for item in items}
-    work.costs["P(True)"], work.seconds["1-p_true"] = spent, spent / len(items) if items else 0.0
-    work.notes.append(f"1-p_true: the model was asked {P_TRUE!r}; P(True) = P(A) / (P(A) + P(B)).")
-
-
-def _samples(work: _Work, items: Sequence[Item]) -> None:
-    from hallucination_guard.evaluation.sampling import SAMPLED, Sample, draw, score_samples
-
-    k = work.options.samples or _SAMPLES
-    settings = {"k": k, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-    store = work.store("samples", samples=settings)
-    with progress(f"drawing {k} answers each", len(items)) as done:
-        draw(
-            work.model,
-            items,
-            work.prompting,
-            store,
-            k=k,
-            max_new_tokens=work.options.max_new_tokens,
-            batch_size=work.options.batch_size,
-            done=done,
-        )
-    own = work.options.sentence_model is None
-    by_meaning = None if own else 0.9
-    scores = work.store("sampled", samples=settings, embedding=work.embed.name, by_meaning=by_meaning)
-    with progress("comparing them", len(items)) as done:
-        for at, item in enumerate(items, start=1):
-            if item.id not in scores.rows:
-                row = store.rows[item.id]
-                samples = [
-                    Sample(text=each["text"], without=tuple(each["without"]), logprobs=tuple(each["logprobs"]))
-                    for each in row["samples"]
-                ]
-                found, seconds = score_samples(item.query, samples, embed=work.embed, by_meaning=by_meaning)
-                if row["eigenscore"] is not None:
-                    found["eigenscore"], seconds["eigenscore"] = row["eigenscore"], 0.0
-                scores.add([{"id": item.id, "scores": found, "seconds": seconds}])
-            done(at)
-    drawing = sum(store.rows[item.id]["seconds"] for item in items)
-    work.costs[f"drawing and reading {k} answers each"] = drawing
-    work.costs["comparing them"] = sum(sum(scores.rows[item.id]["seconds"].values()) for item in items)
-    for name in SAMPLED:
-        having = {item.id: scores.rows[item.id] for item in items if name in scores.rows[item.id]["scores"]}
-        work.extra[name] = {key: row["scores"][name] for key, row in having.items()}
-        spent = sum(row["seconds"][name] for row in having.values()) + drawing
-        work.seconds[name] = spent / max(1, len(items))
-    meaning = "the same words after normalising" if own else f"or similarity ≥ {by_meaning} by {work.embed.name}"
-    work.notes.append(
-        f"Scores of samples: {k} answers at temperature 1, seed 0; likelihoods at temperature 1. Clusters of "
-        f"semantic_entropy: {meaning}. Similarities of sar: {work.embed.name}"
-        f"{', since no sentence model was given: a makeshift' if own else ''}. eigenscore: the model's own middle "
-        "layer. The seconds of each hold the drawing, which they share."
-    )
-
-
-def _about(work: _Work, judge: str) -> dict[str, Any]:
-    identity = work.model.identity
+def _about(options: _Options, run: Run, judge: str) -> dict[str, Any]:
+    identity = run.model.identity
     about = {
         "model": identity.name,
         "fingerprint": identity.fingerprint,
         "dtype": identity.dtype,
-        "data": f"{work.options.data.name} (sha256 {work.binding['data']})",
+        "data": f"{options.data.name} (sha256 {run.binding['data']})",
         "judge": judge,
-        "prompt": work.prompting.template,
-        "max_new_tokens": work.options.max_new_tokens,
-        "answers": "given with the questions" if work.items[0].response is not None else "greedy",
+        "prompt": run.prompting.template,
+        "max_new_tokens": options.max_new_tokens,
+        "answers": "given with the questions" if run.items[0].response is not None else "greedy",
     }
-    if work.prompting.examples:
-        about["examples"] = f"the first {len(work.prompting.examples)} rows, which are not evaluated"
+    if run.prompting.examples:
+        about["examples"] = f"the first {len(run.prompting.examples)} rows, which are not evaluated"
     return about
 
 
@@ -473,11 +364,3 @@ def _summary(report: Report) -> None:
         show(f"{name:{width}}  {cells[0]:6} {interval:14} {cells[1]:6} {cells[2]:6} {report.seconds[name]:.3f}")
     right = len(report.columns.answers) - sum(report.columns.wrong)
     show(f"{len(report.columns.answers)} answers, {right} right; judge {report.about['judge']}")
-
-
-def _slug(name: str) -> str:
-    import hashlib
-    import re
-
-    plain = re.sub(r"[^a-z0-9.]+", "-", name.casefold()).strip("-")[:60]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -54,7 +54,7 @@ class BM25Retriever:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise InputError(f"the documents {str(path)!r} can not be read: {error.strerror}") from error
+            raise InputError(f"the documents {str(path)!r} cannot be read: {error.strerror}") from error
         return cls([_passage(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()], k=k)
 
     def invoke(self, query: str) -> list[Passage]:

@@ -47,7 +47,7 @@ def answer(
 ) -> None:
     """Answer (or read) and score what is not in ``store`` yet.
 
-    A question that can not be answered or scored becomes a row with its problem: it ends nothing and is counted.
+    A question that cannot be answered or scored becomes a row with its problem: it ends nothing and is counted.
 
     Args:
         model: a :class:`~hallucination_guard.WhiteBoxModel`.
@@ -181,7 +181,7 @@ def p_true(model: WhiteBoxModel, query: str, response: str) -> float:
 
     Raises:
         InputError: if the question does not fit into the context.
-        ConfigurationError: if the tokenizer can not tell the two letters apart by their first token.
+        ConfigurationError: if the tokenizer cannot tell the two letters apart by their first token.
     """
     import torch
 

@@ -3,7 +3,7 @@
 A row has ``query`` (or ``question``, ``prompt``) and either reference answers, ``answers`` (or ``truthful answer``,
 ``answer``), a text or a list of texts, by which a judge labels; or ``label`` (or ``correct``), true or false, beside
 the ``response`` that it belongs to, and then nothing is judged. A row with ``response`` is read, any other is answered.
-Other fields are let be.
+Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Item:
 
 
 def read_items(path: str | Path) -> list[Item]:
-    """The rows of a file; blank lines are none.
+    """The rows of a file, without blank lines.
 
     Raises:
-        InputError: naming file and line of what can not be used: here a skipped row would be a flattered figure.
+        InputError: naming file and line of what cannot be used: here a skipped row would be a flattered figure.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise InputError(f"{str(path)!r} can not be read: {error.strerror}", hint="give a readable file") from None
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}", hint="give a readable file") from None
     items = [_item(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()]
     if not items:
         raise InputError(f"{str(path)!r} holds no questions", hint="one JSON object a line, with query and answers")
@@ -216,4 +216,4 @@ def ending(prompt: str, query: str, *, after: str) -> str:
         # generate() looks for the last place where the text stands, without white space around it.
         if not part[0].isspace() and prompt.rfind(part) == begin:
             return part
-    raise InputError(f"{query[:60]!r} can not be told from what follows it", hint="give another prompt template")
+    raise InputError(f"{query[:60]!r} cannot be told from what follows it", hint="give another prompt template")

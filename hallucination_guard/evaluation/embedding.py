@@ -57,7 +57,7 @@ class SentenceModel:
         except (OSError, ValueError, ImportError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"the sentence model {path!r} can not be loaded: {first}", hint="give a folder or a hub id"
+                f"the sentence model {path!r} cannot be loaded: {first}", hint="give a folder or a hub id"
             ) from error
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
@@ -77,7 +77,7 @@ class SentenceModel:
 class OwnStates:
     """The evaluated model itself: the mean of h_{⌊L/2⌋} over the tokens of a text, read alone, without a template.
 
-    A makeshift where there is no sentence-embedding model: in small models all such states point much the same way.
+    A stopgap where there is no sentence-embedding model: in small models all such states point much the same way.
     """
 
     def __init__(self, model: WhiteBoxModel) -> None:
@@ -104,7 +104,7 @@ class OwnStates:
         for part in _parts(texts):
             rows = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in part]
             width = max(map(len, rows))
-            # Padded on the right, where a causal model's text can not see it.
+            # Padded on the right, where a causal model's text cannot see it.
             ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
             with undisturbed(model.model, grad=False):
@@ -124,5 +124,5 @@ def _parts(texts: Sequence[str]) -> list[list[str]]:
 def _unit(vectors: Vectors) -> Vectors:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
-        raise ModelError("an embedding is nil or not finite", hint="use another sentence model")
+        raise ModelError("an embedding is zero or not finite", hint="use another sentence model")
     return np.asarray(vectors / norms, dtype=np.float64)

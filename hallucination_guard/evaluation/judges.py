@@ -1,13 +1,9 @@
 """Who says whether an answer is right.
 
 Every judge has a name, which stays with its labels; labels of different judges are never put into one table.
-
-========== ==========================================================================================================
-contains   the answer contains a reference, word by word
-rouge      ROUGE-L ≥ 0.3 with a reference: the longest common subsequence of their words, as an F-measure
-embedding  cosine similarity with a reference ≥ 0.8 by a sentence-embedding model
-llm        a chat model is asked; a reply that is neither yes nor no labels nothing
-========== ==========================================================================================================
+``contains``: the answer contains a reference, word by word. ``rouge``: ROUGE-L ≥ 0.3 with a reference, the longest
+common subsequence of their words as an F-measure. ``embedding``: cosine similarity with a reference ≥ 0.8 by a
+sentence-embedding model. ``llm``: a chat model is asked; a reply that is neither yes nor no labels nothing.
 
 For answers of one to three words ``contains`` is the one to take. References that are whole sentences need one of the
 others, and these err more often: look at some labels first.
@@ -143,7 +139,7 @@ class Llm:
         """The label.
 
         Raises:
-            CallError: if the chat model can not be reached.
+            CallError: if the chat model cannot be reached.
         """
         asked = ASK.format(query=query, references="; ".join(_some(references)), answer=answer)
         try:
@@ -168,7 +164,7 @@ def llm_judge(chat: Any, *, name: str | None = None) -> Llm:
         name: to be stored with the labels; by default made of the model's own.
     """
     if not callable(getattr(chat, "invoke", None)):
-        raise ConfigurationError(f"{type(chat).__name__!r} can not be asked", hint="give a LangChain chat model")
+        raise ConfigurationError(f"{type(chat).__name__!r} cannot be asked", hint="give a LangChain chat model")
     own = getattr(chat, "model_name", None) or getattr(chat, "model", None)
     return Llm(chat=chat, name=name or f"llm({own if isinstance(own, str) else type(chat).__name__})")
 

@@ -63,7 +63,7 @@ def locate(
     Raises:
         InputError: if there is too little to compare, or a prompt is shorter than ``positions``.
         ConfigurationError: if ``prompt`` has no ``{query}``, or there is no such view.
-        AnchorError: if the end of a question can not be found in its prompt.
+        AnchorError: if the end of a question cannot be found in its prompt.
         ScoringError: if a state is not finite.
     """
     form = _PLAIN if prompt is None else prompt
@@ -120,7 +120,7 @@ def _check(form: str, groups: Sequence[Group], view: View, positions: int) -> No
         if len(group.wordings) < 2:
             raise InputError(f"{group.query!r} has one wording", hint="give it a paraphrase")
     if len(groups) < 2:
-        raise InputError(f"{len(groups)} queries can not be told apart", hint="give two or more")
+        raise InputError(f"{len(groups)} queries cannot be told apart", hint="give two or more")
 
 
 def put_into(form: str, wording: str) -> str:

@@ -54,7 +54,7 @@ def likeness(states: Tensor, owners: Sequence[int]) -> Likeness:
     queries = {owner: row for row, owner in enumerate(dict.fromkeys(owners))}
     if not 2 <= len(queries) < len(owners):
         raise InputError(
-            f"{len(owners)} wordings of {len(queries)} queries can not be compared",
+            f"{len(owners)} wordings of {len(queries)} queries cannot be compared",
             hint="give two queries or more, each in two wordings or more",
         )
     own = torch.tensor([queries[owner] for owner in owners])
@@ -166,7 +166,7 @@ class Located:
         index = self.chosen if anchor is None else anchor
         if index not in self.positions[: self.read]:
             raise ConfigurationError(
-                f"position {index!r} can not be t*", hint=f"choose from {list(self.positions[: self.read])}"
+                f"position {index!r} cannot be t*", hint=f"choose from {list(self.positions[: self.read])}"
             )
         values = {view: self.by_position(view) for view in VIEWS}
         return Profile(

@@ -1,26 +1,11 @@
-"""How well a score tells wrong answers from right ones, and how sure that is.
+"""How well a score tells wrong answers from right ones, and how sure that is: AUROC, AUCPR, AURC, PRR, accuracy@q.
 
-One arithmetic serves a data set and all of its resamples.
+Scores are turned beforehand so that higher = less certain; *wrong* is the positive class. Ties have no order: metrics
+take them together or at their expected value. With right or wrong answers only, ``auroc``, ``aucpr`` and ``prr`` are
+undefined: None, never a number. docs/methods.md has the formulas.
 
-Scores are turned beforehand so that higher = less certain; *wrong* is the positive class. n answers, E of them wrong;
-in the order of rising score, E_k wrong ones are among the first k.
-
-================ =====================================================================================================
-``auroc``        P(a wrong answer scores higher than a right one), ties counting half
-``aucpr``        average precision of finding wrong answers from the highest score down; no skill gives E / n
-``aurc``         area under the risk–coverage curve: mean over k = 1 … n of E_k / k; lower is better
-``prr``          prediction rejection ratio (A_random − aurc) / (A_random − A_oracle), A_random = E / n, A_oracle the
-                 curve of who lets all right ones through first: 1 is perfect, 0 is no skill
-``accuracy@q``   1 − E_k / k at k = ⌈q·n⌉
-================ =====================================================================================================
-
-Ties: answers of one score have no order. ``auroc`` and ``aucpr`` take them together; the others take the expected
-value over all orders, in which E_k rises evenly within a tie. Nothing depends on the order of the rows.
-
-With right or wrong answers only, ``auroc``, ``aucpr`` and ``prr`` are undefined: None, never a number.
-
-A resample is a vector of counts: how often each row was drawn. So each score is sorted once, and 2,000 resamples of 500
-rows and 15 scores take seconds. All scores see the same resamples, which makes their differences paired.
+One arithmetic serves a data set and all of its resamples: a resample is a vector of counts, so each score is sorted
+once. All scores see the same resamples, which makes their differences paired.
 """
 
 from __future__ import annotations

@@ -46,12 +46,12 @@ def read_groups(path: str | Path, *, labelled: bool = False) -> list[Group]:
         labelled: whether every row must have answers; else every row must have paraphrases.
 
     Raises:
-        InputError: naming file and line of what can not be used.
+        InputError: naming file and line of what cannot be used.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise InputError(f"{str(path)!r} can not be read: {error.strerror}", hint="give a readable file") from None
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}", hint="give a readable file") from None
     found = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

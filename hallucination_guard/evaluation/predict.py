@@ -91,7 +91,7 @@ def predict(
     Raises:
         InputError: if a question has no answers, or the answers are all right or all wrong.
         ConfigurationError: if another model was measured.
-        ScoringError: if a gradient is not finite, or nil where it can not be.
+        ScoringError: if a gradient is not finite, or zero where it cannot be.
     """
     identity = replace(model.identity, template=template_under(model.identity.template), name=located.model.name)
     if identity != located.model:

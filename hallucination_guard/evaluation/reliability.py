@@ -51,7 +51,7 @@ def confidences(
     errors = int(labels.sum())
     if min(errors, len(labels) - errors) < folds:
         raise InputError(
-            f"{errors} wrong and {len(labels) - errors} right answers can not be put into {folds} folds",
+            f"{errors} wrong and {len(labels) - errors} right answers cannot be put into {folds} folds",
             hint="give more answers, or fewer folds",
         )
     inputs = np.log(numbers) if (numbers > 0).all() else numbers
@@ -65,7 +65,7 @@ def brier(confidence: Floats, wrong: Sequence[bool] | NDArray[np.bool_]) -> floa
     """Mean of (confidence − correct)²; lower is better.
 
     Raises:
-        InputError: if a confidence is none.
+        InputError: if a confidence is not in [0, 1].
     """
     shares, labels = _probabilities(confidence, wrong)
     return float(((shares - ~labels) ** 2).mean())
@@ -75,7 +75,7 @@ def reliability(confidence: Floats, wrong: Sequence[bool] | NDArray[np.bool_], *
     """Confidence against accuracy in bins of equal width; empty ones are left out.
 
     Raises:
-        InputError: if a confidence is none.
+        InputError: if a confidence is not in [0, 1].
     """
     shares, labels = _probabilities(confidence, wrong)
     at = np.minimum((shares * bins).astype(np.int64), bins - 1)
@@ -92,7 +92,7 @@ def calibration_error(confidence: Floats, wrong: Sequence[bool] | NDArray[np.boo
     """ECE: mean over answers of |confidence − accuracy| of their bin; bins of equal width.
 
     Raises:
-        InputError: if a confidence is none.
+        InputError: if a confidence is not in [0, 1].
     """
     found = reliability(confidence, wrong, bins=bins)
     return sum(each.count * abs(each.confidence - each.accuracy) for each in found) / sum(each.count for each in found)

@@ -139,7 +139,7 @@ class Report:
         return _markdown([*head, "Brier", "ECE", "seconds"], rows)
 
     def _differences(self) -> list[str]:
-        """Against the reference, paired; a star where the interval does not hold nil."""
+        """Against the reference, paired; a star where the interval does not hold 0."""
         rows = []
         for name in self.ranking:
             if name != self.compared.reference:

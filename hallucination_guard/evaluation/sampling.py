@@ -1,23 +1,8 @@
-"""The yardstick that needs more answers: K of them are drawn for every question, and it is measured how they differ.
+"""The yardsticks that need more answers: K of them are drawn for every question, and it is measured how they differ.
 
-All higher = less certain. s_j are the samples, p(s) their likelihoods at temperature 1 (whatever they were drawn at).
-
-======================== =============================================================================================
-predictive_entropy       −(1/K) Σ log p(s_j)
-predictive_entropy_mean  the same, each divided by its number of tokens
-lexical_dissimilarity    1 − mean ROUGE-L over pairs of samples
-semantic_entropy         entropy over clusters of like meaning, p(cluster) ∝ Σ p(s_j)^(1/T_j) over its samples
-semantic_entropy_count   the same with p(cluster) = its share of the samples
-sar                      shifting attention to relevance, arXiv 2307.01379: with tokenSAR(s) = −Σ R̃_t log p_t, R̃_t the
-                         relevance of token t, 1 − sim(x ∪ s, x ∪ s∖t), divided by their sum; then −mean_j log (p'(s_j)
-                         + (1/τ) Σ_{k≠j} sim(s_j, s_k) p'(s_k)), p' = e^(−tokenSAR), τ = 0.001
-eigenscore               arXiv 2402.03744: (1/K) log det(Σ + 0.001·I), Σ the K × K covariance (over the d dimensions) of
-                         h_{⌊L/2⌋} at each sample's last token
-======================== =============================================================================================
-
-Two samples are of like meaning if they have the same words after normalising; with a sentence-embedding model also if
-their cosine similarity reaches the threshold (the published entailment both ways needs a model of its own). sim is the
-cosine of the embeddings of question and answer, cut off at 0.
+Predictive entropy, lexical dissimilarity, semantic entropy, SAR (arXiv 2307.01379) and EigenScore (arXiv 2402.03744);
+all higher = less certain, with likelihoods at temperature 1 whatever the samples were drawn at. docs/methods.md has the
+formulas.
 
 An empty sample is a cluster of its own kind in the entropies over clusters and in ROUGE-L, and has no likelihood; with
 fewer than two samples that have one, the answer has no sampling score, with a reason.
@@ -204,7 +189,7 @@ def score_samples(
     embed: Embed,
     by_meaning: float | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Every sampling score of one question but EigenScore, and the seconds each took; nothing if it can not be had.
+    """Every sampling score of one question but EigenScore, and the seconds each took; nothing if it cannot be had.
 
     Args:
         query: the question.
@@ -277,7 +262,7 @@ def semantic_entropy(found: Sequence[int], weights: Sequence[float]) -> float:
 
 
 def sar(query: str, samples: Sequence[Sample], *, embed: Embed) -> float:
-    """Shifting attention to relevance. See the module's table."""
+    """Shifting attention to relevance. See docs/methods.md."""
     # One call for all texts of the question: the whole answers, then each answer without each of its tokens.
     whole = [f"{query} {each.text}" for each in samples]
     without = [f"{query} {text}" for each in samples for text in each.without]
@@ -300,7 +285,7 @@ def sar(query: str, samples: Sequence[Sample], *, embed: Embed) -> float:
 
 
 def eigenscore(states: Any) -> float:
-    """(1/K) log det(Σ + 0.001·I) of K states (K × d). See the module's table."""
+    """(1/K) log det(Σ + 0.001·I) of K states (K × d). See docs/methods.md."""
     covariance = np.atleast_2d(np.cov(np.asarray(states, dtype=np.float64)))
     _, logdet = np.linalg.slogdet(covariance + _RIDGE * np.eye(len(covariance)))
     return float(logdet / len(covariance))

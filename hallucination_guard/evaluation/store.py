@@ -52,7 +52,8 @@ class Store:
             kept = dict(header)
         except (ValueError, TypeError, KeyError):
             raise InputError(
-                f"{str(self.path)!r} is in the way and no file of this command", hint="move it, or give another folder"
+                f"{str(self.path)!r} is in the way and not a file of this command",
+                hint="move it, or give another folder",
             ) from None
         if differing := sorted(key for key in {*kept, *self._binding} if kept.get(key) != self._binding.get(key)):
             raise InputError(

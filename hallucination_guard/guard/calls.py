@@ -63,7 +63,7 @@ def _callable(target: object) -> Callable[[Any], Any]:
     found = getattr(target, "invoke", target)
     if not callable(found):
         raise CallError(
-            f"{type(target).__name__!r} can not be called", hint="give a function, or an object with invoke()"
+            f"{type(target).__name__!r} cannot be called", hint="give a function, or an object with invoke()"
         )
     return found
 
@@ -72,7 +72,7 @@ def _within(call: Callable[[Any], Any], argument: object, timeout: float) -> Any
     """The result of ``call(argument)``, awaited if need be.
 
     It runs in a thread of its own: only so can it be left behind when it hangs, and only so can an async one be awaited
-    from a thread that already has a running loop. The thread is a daemon, so that a hung call can not hold up the exit.
+    from a thread that already has a running loop. The thread is a daemon, so that a hung call cannot hold up the exit.
     """
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -89,7 +89,7 @@ def _within(call: Callable[[Any], Any], argument: object, timeout: float) -> Any
     try:
         value, error = results.get(timeout=timeout)
     except queue.Empty:
-        raise CallTimeout(f"{name} did not answer within {timeout:g} s", hint="raise the timeout, or mend it") from None
+        raise CallTimeout(f"{name} did not answer within {timeout:g} s", hint="raise the timeout, or fix it") from None
     if isinstance(error, Exception):
         # Only the kind of error: its message may quote the question, which a log need not be allowed to hold.
         raise CallError(f"{name} raised {type(error).__name__}") from error

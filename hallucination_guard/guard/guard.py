@@ -48,7 +48,7 @@ class Guard:
         batch_size: prompts that are generated and scored together by :meth:`batch`.
 
     Raises:
-        ConfigurationError: if these can not work together; ``CalibrationMismatch`` for the calibration of
+        ConfigurationError: if these cannot work together; ``CalibrationMismatch`` for the calibration of
             another model, template, dtype or scorer.
     """
 
@@ -112,8 +112,8 @@ class Guard:
             **generation: overrides the guard's ``generation`` for this call.
 
         Raises:
-            InputError: if the prompt can not be used.
-            AuditError: if the log can not be written; then nothing is let through.
+            InputError: if the prompt cannot be used.
+            AuditError: if the log cannot be written; then nothing is let through.
         """
         return self._run([messages], call, thread_id, generation)[0]
 

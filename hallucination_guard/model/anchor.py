@@ -41,7 +41,7 @@ def locate_anchor(
         profile: of this model and template; it comes first.
 
     Raises:
-        AnchorError: if the question is not in the prompt, or the user's text can not be found in it again; if the
+        AnchorError: if the question is not in the prompt, or the user's text cannot be found in it again; if the
             prompt does not end as those that the profile was measured on.
         InputError: if both a profile and a question name t*.
     """
@@ -89,7 +89,7 @@ def end_of_user_text(tokenizer: Tokenizer, prompt: Prompt) -> int:
     after = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], ends))[::-1]
     if not prompt.text.endswith(after):
         raise AnchorError(
-            "what the chat template writes after the user's text depends on that text, so its end can not be found",
+            "what the chat template writes after the user's text depends on that text, so its end cannot be found",
             hint="name the question yourself on a tokenizer without this template",
         )
     return len(prompt.text) - len(after)
@@ -124,11 +124,11 @@ def offsets_of(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[int, int]]:
     """Which characters of the prompt's text each of its tokens stands for.
 
     Raises:
-        AnchorError: if the tokenizer can not tell.
+        AnchorError: if the tokenizer cannot tell.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise AnchorError(
-            f"the tokenizer {type(tokenizer).__name__!r} can not tell which token a character belongs to",
+            f"the tokenizer {type(tokenizer).__name__!r} cannot tell which token a character belongs to",
             hint="load the fast version of the tokenizer (use_fast=True)",
         )
     encoded = tokenizer(prompt.text, add_special_tokens=not prompt.templated, return_offsets_mapping=True)

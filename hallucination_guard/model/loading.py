@@ -95,7 +95,7 @@ def unwrapped(model: Any) -> Any:
     """The ``transformers`` model inside a compiled or PEFT wrapper, if it can be scored.
 
     Raises:
-        ModelError: if it is none, was made in inference mode, or is tuned by virtual tokens.
+        ModelError: if it is not one, was made in inference mode, or is tuned by virtual tokens.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile
     if hasattr(model, "get_base_model"):  # PEFT: the adapters live inside the base model's layers

@@ -108,7 +108,7 @@ class Profile(BaseModel):
         return Anchor(index=self.anchor, token=tokens[self.anchor], rule="profile")
 
     def check(self, model: ModelIdentity) -> None:
-        """Refuse a stranger's profile.
+        """Refuse a profile that was measured on another model.
 
         Raises:
             AnchorError: naming everything that differs.
@@ -140,7 +140,7 @@ class Profile(BaseModel):
             return cls.model_validate_json(Path(path).read_bytes())
         except OSError as error:
             raise AnchorError(
-                f"the profile {str(path)!r} can not be read: {error.strerror}", hint="give the file that locate wrote"
+                f"the profile {str(path)!r} cannot be read: {error.strerror}", hint="give the file that locate wrote"
             ) from error
         except ValidationError as error:
             first = error.errors()[0]

@@ -125,7 +125,7 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         # The gradient would be that at the overwritten state, in silence.
         raise ModelError(
             f"a layer of {type(model).__name__!r} writes into the states that it is given",
-            hint="the state at t* can not be told from what comes after it: this architecture can not be scored",
+            hint="the state at t* cannot be told from what comes after it: this architecture cannot be scored",
         )
     rows = torch.tensor([trace.row for trace in traces])
     return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)

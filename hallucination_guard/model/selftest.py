@@ -1,10 +1,10 @@
 """Can this model's gradient be trusted? Asked once, on loading, with a dozen tokens.
 
-A quantised or patched model can answer perfectly and have a gradient that is nil everywhere; its scores would all read
+A quantised or patched model can answer perfectly and have a gradient that is zero everywhere; its scores would all read
 "certain". An architecture can do something between final states and logits that the closed form does not know. So:
 
 1. the logits from the replayed deep half and the head's formula are those of the model's own forward pass;
-2. the gradient at every deep layer is finite and not nil;
+2. the gradient at every deep layer is finite and not zero;
 3. along its own direction it is what a finite difference says (plain float32 and float64 weights only: below that, or
    where weights or activations are rounded to integers, a small step is lost in the rounding).
 """
@@ -73,8 +73,8 @@ def _tested(model: Inside, layers: range) -> SelfTest:
     error = float((logits - own).square().mean().sqrt() / own.std().clamp_min(1e-12))
     if not error <= _LOGIT_TOLERANCE[torch.bfloat16 if _quantised(model.model) else model.model.dtype]:
         raise SelfTestFailed(
-            f"the logits of {model.name!r} can not be computed from its final states (relative difference {error:.2g})",
-            hint="its head does more than a matrix, bias, scale and soft cap, or its cache can not be cut at a token",
+            f"the logits of {model.name!r} cannot be computed from its final states (relative difference {error:.2g})",
+            hint="its head does more than a matrix, bias, scale and soft cap, or its cache cannot be cut at a token",
         )
     norms = _gradient(model, run, answer).norm(dim=1).tolist()
     if not all(map(math.isfinite, norms)):
@@ -83,7 +83,7 @@ def _tested(model: Inside, layers: range) -> SelfTest:
         )
     if not all(norms):
         raise SelfTestFailed(
-            f"the gradient of {model.name!r} is nil at some layer, so answers would look certain",
+            f"the gradient of {model.name!r} is zero at some layer, so answers would look certain",
             hint="its quantised kernels have no backward: use weight-only quantisation or an unquantised model",
         )
     slope = _slope_error(model, trace, layers, answer)

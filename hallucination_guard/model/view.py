@@ -190,7 +190,7 @@ def _opened(module: nn.Module | None) -> nn.Module:
     if "forward" in module.__dict__ and "_hf_hook" not in module.__dict__:
         raise ModelError(
             f"{type(module).__name__!r} has a forward of its own, put on the instance",
-            hint="undo the patch, or make it a subclass: its layers can not be looked into otherwise",
+            hint="undo the patch, or make it a subclass: its layers cannot be looked into otherwise",
         )
     clone = copy_of(module)
     clone.__dict__.pop("forward", None)
@@ -236,7 +236,7 @@ def with_parameters(module: nn.Module, parameters: Mapping[int, Tensor]) -> nn.M
     if "forward" in module.__dict__:
         raise ModelError(
             f"{type(module).__name__!r} has a forward of its own (a patch, or a device map that moves its weights)",
-            hint="its parameters can not be stood in for: load the model unpatched on one device",
+            hint="its parameters cannot be stood in for: load the model unpatched on one device",
         )
     clone = copy_of(module)
     clone.__dict__["_compiled_call_impl"] = None

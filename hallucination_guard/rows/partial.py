@@ -139,7 +139,7 @@ class Partial:
         found = _object(first)
         if found is None or "partial" not in found:
             raise InputError(
-                f"{str(self.path)!r} is in the way and no partial file of this command",
+                f"{str(self.path)!r} is in the way and not a partial file of this command",
                 hint="move it, or give another output",
             )
         other = [name for name in self._binding if found.get(name) != self._binding[name]]
@@ -153,7 +153,7 @@ def encoded(value: Mapping[str, Any]) -> bytes:
     """One line of JSON."""
     try:
         return f"{json.dumps(value, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # an id may hold half a surrogate pair, which UTF-8 can not write and an escape can
+    except UnicodeEncodeError:  # an id may hold half a surrogate pair, which UTF-8 cannot write and an escape can
         return f"{json.dumps(value)}\n".encode()
 
 

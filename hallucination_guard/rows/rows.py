@@ -16,7 +16,7 @@ _FIELDS = frozenset({"id", "prompt", "messages", "question", "response", "respon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One row of the input, or why it is none.
+    """One row of the input, or why it cannot be used.
 
     Args:
         number: of the line, from 1.
@@ -24,7 +24,7 @@ class Line:
         messages: the prompt.
         question: on a model without a chat template, the part of the prompt whose last token is t*.
         answer: text or token ids to be read; None to generate.
-        problem: why the line can not be used; empty if it can.
+        problem: why the line cannot be used; empty if it can.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Line:
 
 
 def read_lines(raw: Sequence[bytes]) -> list[Line]:
-    """The rows of a file; blank lines are none."""
+    """The rows of a file, without blank lines."""
     return [_line(line, number) for number, line in enumerate(raw, start=1) if line.strip()]
 
 
@@ -120,7 +120,7 @@ class _Sized:
 
 
 def _sized(model: Model, line: Line, max_new_tokens: int) -> _Sized:
-    """The line with the most tokens that it can take up; what can not even be read becomes a line with a problem."""
+    """The line with the most tokens that it can take up; what cannot even be read becomes a line with a problem."""
     if line.problem:
         return _Sized(line, 0)
     try:

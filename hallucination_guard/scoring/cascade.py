@@ -1,24 +1,11 @@
 """Cascade: likelihood first; the gradient only where the cheap score leaves the decision open.
 
-Cheap score and gradient come from one forward pass: the replay against what was kept of the generation. The head's
-likelihoods are read off it; only if the cheap score c lies in the band [low, high] the backward follows, and the walk
-over the head. Below ``low`` an answer is certain enough and above ``high`` doubtful enough, whatever the gradient says.
-(In a batch of which less than half lies in the band, those few go forward once more: the backward of the shared graph
-would pay for all.)
+Both come from one forward pass. Only if the cheap score c lies in the band [low, high] the backward follows: below
+``low`` an answer is certain enough and above ``high`` doubtful enough, whatever the gradient g says. One number,
+``cascade``, orders all answers: c / low below the band, 1 + g / (g + s) in it, 2 + (c − high) above it, so an answer in
+a higher range is less certain than every answer in a lower one (docs/methods.md).
 
-One number, ``cascade``, orders all answers, so one threshold or one calibration can stand on it; g is the gradient's
-score:
-
-========== ================== ==========
-c < low    c / low            [0, 1)
-in between 1 + g / (g + s)    [1, 2)
-c > high   2 + (c − high)     from 2 on
-========== ================== ==========
-
-It rises with c outside the band and with g inside, and an answer in a higher range is less certain than every answer in
-a lower one. s sets the gradient score that becomes 1.5; it spreads the numbers and never changes their order.
-
-An answer outside the band has likelihoods only: no gradient score is made up for it, and its ``Score.anchor`` is None.
+An answer outside the band has likelihoods only: it has no gradient score, and its ``Score.anchor`` is None.
 """
 
 from __future__ import annotations
@@ -60,7 +47,7 @@ _ROUNDING = 1e-5  # by so much of itself a cheap score may differ between a batc
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade(_Scorer):
-    """The gradient where it could change the decision, the likelihood elsewhere. See the module's text.
+    """The gradient where it could change the decision, the likelihood elsewhere. See docs/methods.md.
 
     A generation needs an anchor, whatever its cheap score turns out to be.
 
@@ -73,7 +60,7 @@ class Cascade(_Scorer):
         scale: s.
 
     Raises:
-        ConfigurationError: if one of these is none of that.
+        ConfigurationError: if a setting is out of range.
     """
 
     primary = "cascade"
@@ -205,7 +192,7 @@ def fit_cascade(
     Raises:
         CalibrationError: if there are too few answers, only right or only wrong ones, or if they were not all scored
             by one gradient scorer.
-        ConfigurationError: if ``cheap``, ``gradient`` or ``keep`` is none.
+        ConfigurationError: if ``cheap``, ``gradient`` or ``keep`` is out of range.
         MissingExtra: if scikit-learn is not installed.
     """
     try:
@@ -223,7 +210,7 @@ def fit_cascade(
     wrong = [label for _, label in pairs]
     if len(pairs) < 20 or len(set(wrong)) < 2:
         raise CalibrationError(
-            f"{len(pairs)} scored answers of which {len(wrong) - sum(wrong)} right can not be fitted on",
+            f"{len(pairs)} scored answers of which {len(wrong) - sum(wrong)} right cannot be fitted on",
             hint="give at least 20 labelled answers, right and wrong ones",
         )
     settings = _settings_of([each for each, _ in pairs])
@@ -254,12 +241,12 @@ def fit_cascade(
 
 
 def _number(cheap: float, gradient: float | None, band: tuple[float, float], scale: float) -> float:
-    """The module's table; ``gradient`` is None exactly outside the band."""
+    """The number that orders all answers; ``gradient`` is None exactly outside the band."""
     low, high = band
     if gradient is not None:
         return min(1.0 + gradient / (gradient + scale), _LAST_OF_THE_BAND)
     if cheap < low:
-        return max(cheap, 0.0) / low  # an entropy can be rounded below nil
+        return max(cheap, 0.0) / low  # an entropy can be rounded below 0
     return 2.0 + (cheap - high)
 
 

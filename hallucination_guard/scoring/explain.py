@@ -1,4 +1,4 @@
-"""Why an answer scores as it does: its shaky sentences and tokens, and the words of the question it hangs on.
+"""Why an answer scores as it does: its shaky sentences and tokens, and the words of the question it depends on.
 
 :func:`explain` gives the numbers as values; :meth:`Explanation.to_html` one page of them that needs nothing else: no
 script, no network, no other file.
@@ -29,7 +29,7 @@ _SOME, _MUCH, _MOST = 0.5, 1.5, 3.0
 _WHOLE = 20  # characters
 _SHADE = 0.6  # opacity of the strongest shade: text stays readable on it in light and dark
 _WHAT = {
-    "semgrad": "how much the answer hangs on the exact state at the question's meaning",
+    "semgrad": "how much the answer depends on the exact state at the question's meaning",
     "paragrad": "how much it pulls at the weights of the head",
     "exgrad": "the same, every token counting alike",
     "hybridgrad": "SemGrad where the model hesitates, ParaGrad where it is sure",
@@ -72,7 +72,7 @@ class Explanation:
     Args:
         model: its name.
         question: the last user message.
-        words: of the question; empty where the chat template rewrote it, so that its tokens can not be found.
+        words: of the question; empty where the chat template rewrote it, so that its tokens cannot be found.
         spans: the sentences of the answer; their shares add up to ``score.scores["semgrad"]``.
         tokens: of the answer.
         score: of the whole answer.

@@ -227,7 +227,7 @@ def _norms(
     walks: Mapping[int, Walk],
     layers: range,
 ) -> Tensor:
-    """The backward: for each example of ``run`` Σ_l ‖∂ℓ/∂h_{l,t*}‖₁, nil for those without a walk."""
+    """The backward: for each example of ``run`` Σ_l ‖∂ℓ/∂h_{l,t*}‖₁, 0 for those without a walk."""
     upstream = torch.zeros_like(run.final, dtype=model.head.dtype)
     for row, walk in walks.items():
         rows = _predicting(traces[row], generations[row].response_token_ids)
@@ -255,7 +255,7 @@ def at_anchor(run: Replay, upstream: Tensor) -> Tensor:
 def loss_scale(upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """The exponents of 2 (… × 1 × 1) by which each ∂ℓ/∂H (… × S × d) is to be multiplied for a backward in ``dtype``.
 
-    Numbers below 6e-8 are nil in float16 and above 65504 infinite, so there the largest is brought to about 1. Every
+    Numbers below 6e-8 are 0 in float16 and above 65504 infinite, so there the largest is brought to about 1. Every
     other type has the range for it: 0.
     """
     size = upstream.abs().amax(dim=(-2, -1), keepdim=True)
@@ -284,7 +284,7 @@ def check_felt(
     felt = torch.tensor([model.layout.reach(model.model, level) for level in layers])[:, None] >= steps
     if ((by_layer == 0) & felt & doubtful).any():
         # Somewhere a backward is missing. 0 would say "certain".
-        raise ScoringError("the gradient is nil although the answer is not certain", hint="load the model again")
+        raise ScoringError("the gradient is zero although the answer is not certain", hint="load the model again")
 
 
 def _anchor(generation: Generation) -> Anchor:

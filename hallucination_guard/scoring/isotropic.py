@@ -1,24 +1,11 @@
 """Isotropic: how far the answer's probability would move if the parameters did, the same in every direction.
 
-Source: arXiv 2603.29466. There, one prediction has epistemic uncertainty ‖∇_θ p‖² (first order in θ, whose covariance
-is taken to be isotropic; its unknown scale is left at 1) and aleatoric uncertainty p(1 − p), the Bernoulli variance.
-The paper leaves open what p and θ are for an answer of T tokens. Here:
+Source: arXiv 2603.29466. Epistemic uncertainty is mean_t ‖∇_θ p_t‖², aleatoric mean_t p_t(1 − p_t), with p_t the
+probability of ŷ_t at temperature 1. θ is the head W (V × d) as a variable of its own, or every parameter of the model.
 
-p_t   the probability of the answer token ŷ_t given everything before it: softmax at temperature 1, unfiltered, computed
-      in float32, or float64 for a float64 model; the answer's value is the *mean* over its T tokens
-θ     ``head``: W (V × d), a variable of its own, also where it is tied to the input embedding; no bias
-      ``all``: every parameter of the model, whatever its ``requires_grad``; a tied one counts once, with the total
-      derivative through all its uses
-
-With a_t = p_t − onehot(ŷ_t), pulled back through soft cap and scale, and h_t the final state, ∂p_t[ŷ_t]/∂W is
-−p_t[ŷ_t] a_t h_tᵀ: an outer product, whose norm is that of its factors: ‖·‖² = p_t[ŷ_t]² ‖a_t‖² ‖h_t‖². It needs one
-forward pass, no backward and no V × d.
-
-``all`` costs one forward pass with a graph over prompt and answer, whose activations stay until the end, and T backward
-passes through all of it. A gradient is measured and freed as soon as it is whole, so what is held besides is about one
-parameter's gradient; of a tied matrix the head's part waits in the engine until the embedding's part arrives.
-
-None of this looks at t*: it works without an anchor.
+For the head ∂p_t[ŷ_t]/∂W = −p_t[ŷ_t] a_t h_tᵀ with a_t = p_t − onehot(ŷ_t): an outer product, whose norm is that of its
+factors, so one forward pass is enough. For all parameters it takes T backward passes over prompt and answer
+(docs/methods.md). None of this looks at t*: it works without an anchor.
 """
 
 from __future__ import annotations
@@ -48,7 +35,7 @@ class Isotropic(_Scorer):
 
     Args:
         parameters: θ. ``head``: the head's matrix as a variable of its own, in closed form at the price of a forward
-            pass; ``all``: all parameters of the model, T backward passes. See the module's text.
+            pass; ``all``: all parameters of the model, T backward passes. See docs/methods.md.
     """
 
     primary = "isotropic"
@@ -70,7 +57,7 @@ class Isotropic(_Scorer):
                     reading, squares = _of_all(model, generation)
                 case _:
                     assert_never(self.parameters)
-            # In float64 the square of a small probability is still not nil.
+            # In float64 the square of a small probability is still not zero.
             logp = reading.logprobs.cpu().double()
             epistemic = float(((2.0 * logp).exp() * squares).mean())
             aleatoric = float((logp.exp() * -torch.expm1(logp)).mean())

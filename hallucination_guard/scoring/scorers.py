@@ -1,18 +1,11 @@
 """The scorers: what is measured under which name. Higher = less certain (but for ``min_token_logprob``).
 
-Each gradient scorer here measures everything, since one pass gives everything; they differ in which number they are
-about.
+Source: arXiv 2605.04638. SemGrad is the mean over the deep layers l and d dimensions of |∂ℓ(ω)/∂h_{l,t*}|, ParaGrad
+the mean over V × d of |∂ℓ(ω)/∂W|, ExGrad the same with w_t = 1, HybridGrad (1 − e^(−ω̄)) · SemGrad + e^(−ω̄) · ParaGrad
+with ω̄ the mean token entropy; Likelihood takes no gradient.
 
-========== ==========================================================================================================
-SemGrad    mean over the deep layers l and the d dimensions of |∂ℓ(ω)/∂h_{l,t*}|
-ParaGrad   mean over V × d of |∂ℓ(ω)/∂W|, W being the head as a variable of its own, also where embeddings are tied
-ExGrad     the same with w_t = 1
-HybridGrad (1 − e^(−ω̄)) · SemGrad + e^(−ω̄) · ParaGrad, ω̄ the mean token entropy
-Likelihood no gradient: entropies and likelihoods only
-========== ==========================================================================================================
-
-Source: arXiv 2605.04638. The published code divides by T and, on tied embeddings, adds the path through the input
-embedding; the paper's formulas do neither, and neither does this.
+Each gradient scorer measures everything, since one pass gives everything; they differ in which number they are about.
+Where the published code differs from the paper's formulas, this follows the formulas (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -143,25 +136,25 @@ class _Gradient(GradientSettings, _Scorer):
 
 
 class SemGrad(_Gradient):
-    """How much the answer hangs on the exact state at the question's meaning. See the module's table."""
+    """How much the answer depends on the exact state at the question's meaning. See docs/methods.md."""
 
     primary = "semgrad"
 
 
 class ParaGrad(_Gradient):
-    """How much the answer pulls at the head's weights, entropy-weighted. See the module's table."""
+    """How much the answer pulls at the head's weights, entropy-weighted. See docs/methods.md."""
 
     primary = "paragrad"
 
 
 class ExGrad(_Gradient):
-    """As :class:`ParaGrad`, every token counting the same. See the module's table."""
+    """As :class:`ParaGrad`, every token counting the same. See docs/methods.md."""
 
     primary = "exgrad"
 
 
 class HybridGrad(_Gradient):
-    """SemGrad where the model hesitates, ParaGrad where it is sure. See the module's table."""
+    """SemGrad where the model hesitates, ParaGrad where it is sure. See docs/methods.md."""
 
     primary = "hybridgrad"
 
@@ -222,7 +215,7 @@ def check_own(model: Model, generation: Generation) -> None:
 
 
 def nothing_to_measure(generation: Generation) -> str:
-    """Why this answer can not be scored; empty if it can."""
+    """Why this answer cannot be scored; empty if it can."""
     if not generation.response_token_ids:
         return "the answer is empty"
     if not generation.text.strip():

@@ -58,7 +58,7 @@ def question_sensitivity(
         settings: as for the scorers.
 
     Raises:
-        AnchorError: if the message can not be found in the prompt again.
+        AnchorError: if the message cannot be found in the prompt again.
         ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's.
     """
     prompt = model.prompt(generation.messages)

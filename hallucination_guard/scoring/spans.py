@@ -1,19 +1,10 @@
-"""SemGrad by span: which sentence of an answer hangs on the exact state at the question's meaning.
+"""SemGrad by span: which sentence of an answer depends on the exact state at the question's meaning.
 
-ℓ(w) = −Σ_t w_t log p_t[ŷ_t] is a sum over tokens, so it is a sum over the spans of any partition, and so is its
-gradient g = ∂ℓ/∂h_{l,t*} = Σ_s g_s, with g_s that of the terms of span s. With the mean taken over the deep layers l
-and the d dimensions, as in SemGrad = mean |g|:
+ℓ is a sum over tokens, so its gradient g = ∂ℓ/∂h_{l,t*} is the sum Σ_s g_s over the spans of any partition. With the
+mean over deep layers and dimensions, share(s) = mean sign(g)·g_s, and the shares add up to SemGrad exactly (negative
+where a span pulls the other way); semgrad(s) = mean |g_s| is what the span would score if only its terms counted.
 
-- share(s) = mean sign(g)·g_s, and Σ_s share(s) = mean |g| = SemGrad exactly, since sign(g)·g = |g|. A share is negative
-  where a span pulls the other way than the answer as a whole does;
-- semgrad(s) = mean |g_s|, what the span would score if only its terms counted (the later spans still read the earlier
-  ones). |share(s)| ≤ semgrad(s), and by the triangle inequality SemGrad ≤ Σ_s semgrad(s).
-
-Where the spans given leave tokens out, the shares are parts of the whole all the same; the rest belongs to no span.
-Against the scorer's own SemGrad the sum differs by rounding: a row for each span rounds otherwise than one for the
-whole (2e-8 of it on a float64 Llama, whose norms compute in float32; below 1e-12 on a float64 GPT-2).
-
-All spans come from one replay and one backward with a row for each.
+All spans come from one replay and one backward with a row for each. docs/methods.md has inequalities and rounding.
 """
 
 from __future__ import annotations
@@ -153,7 +144,7 @@ def _backward(run: Replay, upstream: Tensor) -> tuple[Tensor, ...]:
             run.final, run.states, grad_outputs=upstream, is_grads_batched=True, retain_graph=True
         )
     except RuntimeError:
-        # vmap says so (NotImplementedError is one too) for an operation whose backward it can not batch, and so does a
+        # vmap says so (NotImplementedError is one too) for an operation whose backward it cannot batch, and so does a
         # device without memory for all rows at once. Anything else is raised again below.
         rows = [torch.autograd.grad(run.final, run.states, grad_outputs=row, retain_graph=True) for row in upstream]
         return tuple(torch.stack(each) for each in zip(*rows, strict=True))

@@ -46,6 +46,15 @@ class Outcome:
         if self.text is None and self.decision.action == "accept":
             raise ValueError("an accepted outcome must carry a text")
 
+    def __str__(self) -> str:
+        """One line for people: the text or that there is none, what was decided, how sure, and the record."""
+        said = (
+            f"[{self.decision.action}: no answer was let through]" if self.text is None else " ".join(self.text.split())
+        )
+        sure = "uncalibrated" if self.confidence is None else f"confidence {self.confidence:.2f}"
+        record = f"record {self.audit_ids[-1][:12]}" if self.audit_ids else "no record"
+        return f"{said}  ({self.decision.action} by {self.decision.rule}, {sure}, {record})"
+
     @property
     def accepted(self) -> bool:
         """Whether the model's own answer was let through."""

@@ -40,4 +40,4 @@ class Verdict:
             if not 0.0 <= self.confidence <= 1.0:  # also false for NaN
                 raise ValueError(f"a confidence is {self.confidence!r}, not a number in [0, 1]")
             if self.score.status != "scored":
-                raise ValueError(f"an answer that is {self.score.status!r} can not have a confidence")
+                raise ValueError(f"an answer that is {self.score.status!r} cannot have a confidence")

@@ -123,7 +123,7 @@ def checked(source: Source) -> Document:
     """The document in ``source``.
 
     Raises:
-        PolicyError: about the first thing in it that can not be.
+        PolicyError: about the first thing in it that cannot be.
     """
     try:
         return Document.model_validate(source.data)

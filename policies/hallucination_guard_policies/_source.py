@@ -76,7 +76,7 @@ def read(path: Path, *, hint: str) -> Source:
 
     Args:
         path: to the file.
-        hint: what to give instead when it can not be opened.
+        hint: what to give instead when it cannot be opened.
 
     Raises:
         PolicyError: when it is not there, not text or not YAML.
@@ -84,7 +84,7 @@ def read(path: Path, *, hint: str) -> Source:
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PolicyError(f"policy {str(path)!r} can not be read: {error.strerror}", hint=hint) from None
+        raise PolicyError(f"policy {str(path)!r} cannot be read: {error.strerror}", hint=hint) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise PolicyError(f"policy {str(path)!r} is not text", hint="save it as YAML in UTF-8") from None
     try:

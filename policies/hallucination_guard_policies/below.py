@@ -83,7 +83,7 @@ class Below(Threshold, Composable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActBelow(Below):
-    """A rule that tries to mend what fails its threshold, ``times`` times in a call; then it is spent."""
+    """A rule that tries to repair what fails its threshold, ``times`` times in a call; then it is spent."""
 
     action: ClassVar[Action]
     times: int = 1

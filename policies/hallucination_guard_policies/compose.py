@@ -89,7 +89,7 @@ class Composable(ABC):
 class FirstObjection(Composable):
     """Ask in order; the first that objects decides, and without an objection the last one does: ``a | b``.
 
-    A policy that is spent passes the question on: what follows it is the floor for answers that it could not mend.
+    A policy that is spent passes the question on: what follows it is the floor for answers that it could not repair.
     Nobody following, the answer is not accepted.
 
     Args:
@@ -225,7 +225,7 @@ def _uncertified(policy: Policy, risk: float) -> str:
         *before, last = policy.policies
         held = any(getattr(part, "needs_risk", None) is not None and not _may_be_spent(part) for part in before)
         if getattr(last, "needs_risk", None) is None and not held:
-            return f"{_label(last)} accepts what a spent rule could not mend, beside max_risk {risk:g}"
+            return f"{_label(last)} accepts what a spent rule could not repair, beside max_risk {risk:g}"
     return next((words for part in parts if (words := _uncertified(part, risk))), "")
 
 

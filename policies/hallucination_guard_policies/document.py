@@ -80,7 +80,7 @@ def load_policy(
         to: what escalations go to; None hands over to the caller.
 
     Raises:
-        PolicyError: in one line: file, line, keys and value of the first thing that can not be, and how to mend it.
+        PolicyError: in one line: file, line, keys and value of the first thing that cannot be, and how to fix it.
     """
     # pydantic and yaml are loaded here, so that importing the package costs nothing.
     from hallucination_guard_policies import _schema, _source

@@ -61,7 +61,7 @@ class Threshold:
         elif self.max_risk is not None:
             number("max_risk", self.max_risk, above=0, most=1)
             if self.max_risk == 1:
-                raise PolicyError("max_risk is 1", hint="give a share below 1; an answer can not be more than wrong")
+                raise PolicyError("max_risk is 1", hint="give a share below 1; an answer cannot be more than wrong")
         else:
             number("limit", self.limit)
             if not isinstance(self.score, str) or not self.score:
@@ -138,12 +138,12 @@ class Threshold:
 
 
 def unscored(score: Score) -> Reading | None:
-    """Why an answer without a score can not be read; None of one that has a score."""
+    """Why an answer without a score cannot be read; None of one that has a score."""
     match score.status:
         case "scored":
             return None
         case "unscorable":
-            return Reading(passed=False, words=f"the answer can not be scored: {score.reason}", blind="on_unscorable")
+            return Reading(passed=False, words=f"the answer cannot be scored: {score.reason}", blind="on_unscorable")
         case "error":
             return Reading(passed=False, words=f"scoring failed: {score.reason}", blind="on_error")
         case _:

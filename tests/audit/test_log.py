@@ -1,4 +1,4 @@
-"""A record whose id was returned is in the file, whatever happens; one that can not be written raises."""
+"""A record whose id was returned is in the file, whatever happens; one that cannot be written raises."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_log_rewritten_below_its_anchor_is_not_written_to(tmp_path: Path) -> N
     for _ in range(3):
         two(a_record())
     one.path.write_bytes(two.path.read_bytes())
-    with pytest.raises(AuditError, match="can not be trusted"):
+    with pytest.raises(AuditError, match="cannot be trusted"):
         one(a_record())
 
 
@@ -436,7 +436,7 @@ def test_a_disk_too_full_for_the_anchor_takes_the_record_back(path: Path) -> Non
     log(a_record())
     anchor_path(path).with_name(f"{path.name}.anchor.tmp").mkdir()
     before = path.read_bytes()
-    with pytest.raises(AuditError, match="can not be written"):
+    with pytest.raises(AuditError, match="cannot be written"):
         log(a_record())
     assert path.read_bytes() == before
     anchor_path(path).with_name(f"{path.name}.anchor.tmp").rmdir()

@@ -87,7 +87,7 @@ OWN_LOGS = {
     "equally good redraws": (RetryBelow(**LIMIT, times=2) | Accept(), [BAD, BAD, BAD]),
     "the last of redraws": (LAST, [BAD, WORSE, GOOD]),
     "the last of redraws, let through": (RetryBelow(**LIMIT, times=2, keep="last") | Accept(), [BAD, BAD, WORSE]),
-    "a redraw that can not be scored": (RetryBelow(**LIMIT, times=2) | Accept(), [BAD, "nothing there", WORSE]),
+    "a redraw that cannot be scored": (RetryBelow(**LIMIT, times=2) | Accept(), [BAD, "nothing there", WORSE]),
     "a retrieval that helped": (RETRIEVE, [BAD, GOOD]),
     "a retrieval that did not": (RETRIEVE, [BAD, WORSE]),
     "a retrieval, then a redraw judged afresh": (

@@ -155,7 +155,7 @@ def test_a_certificate_of_another_calibration_is_refused(certified):
 
 
 def test_more_right_answers_than_answers_are_refused(certified):
-    with pytest.raises(ValueError, match="can not be right"):
+    with pytest.raises(ValueError, match="cannot be right"):
         Calibration(**{**certified.model_dump(), "correct": certified.examples + 1})
 
 

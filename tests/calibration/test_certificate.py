@@ -343,5 +343,5 @@ def test_a_certificate_that_does_not_add_up_is_refused(change):
     plain = {"alpha": 0.3, "delta": 0.1, "score": "s", "threshold": 1.0, "n": 100, "fitted": 20, "date": "2026-01-01"}
     plain |= {"answered": 50, "errors": 5, "bound": 0.2}
     assert Certificate(**plain).errors == 5
-    with pytest.raises(ValidationError, match=r"can not be|do not show"):
+    with pytest.raises(ValidationError, match=r"cannot be|do not show"):
         Certificate(**{**plain, **change})

@@ -140,7 +140,7 @@ def test_a_signal_of_the_wrong_sign_is_refused():
 
 @pytest.mark.parametrize("rows", [[], answers(19), [each for each in answers(100) if each.correct]])
 def test_too_few_or_one_sided_answers_are_refused(rows):
-    with pytest.raises(CalibrationError, match="can not be fused on"):
+    with pytest.raises(CalibrationError, match="cannot be fused on"):
         fit_fusion(rows)
 
 

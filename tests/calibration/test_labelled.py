@@ -1,4 +1,4 @@
-"""Labelled answers that can not be are one line that says which; none of them is fitted on."""
+"""Labelled answers that cannot be are one line that says which; none of them is fitted on."""
 
 from __future__ import annotations
 

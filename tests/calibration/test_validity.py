@@ -74,4 +74,4 @@ def test_its_exit_status_says_whether_the_word_was_kept(tmp_path, broken, monkey
 
 def test_a_file_that_can_not_be_read_is_one_line(tmp_path):
     run = subprocess.run([sys.executable, SCRIPT, tmp_path / "none.jsonl"], capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "can not be read" in run.stderr
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "cannot be read" in run.stderr

@@ -132,5 +132,5 @@ def test_answers_of_another_judge_than_the_one_asked_for_are_refused(data, tmp_p
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="can not be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         run("--data", tmp_path / "none.jsonl", "--output", tmp_path / "c.json")

@@ -87,7 +87,7 @@ class TestRows:
     def test_an_empty_or_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no questions"):
             read_items(write(tmp_path, ""))
-        with pytest.raises(InputError, match="can not be read"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_items(tmp_path / "none.jsonl")
 
 

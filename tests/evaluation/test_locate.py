@@ -125,7 +125,7 @@ class TestLikeness:
 
     @pytest.mark.parametrize("owners", [[0, 0, 0], [0, 1, 2]])
     def test_needs_two_queries_and_two_wordings(self, owners: list[int]) -> None:
-        with pytest.raises(InputError, match="can not be compared"):
+        with pytest.raises(InputError, match="cannot be compared"):
             likeness(random_states(0, owners), owners)
 
 
@@ -225,7 +225,7 @@ class TestLocating:
     @pytest.mark.parametrize(
         ("groups", "options", "error", "why"),
         [
-            (GROUPS[:1], {}, InputError, "1 queries can not be told apart"),
+            (GROUPS[:1], {}, InputError, "1 queries cannot be told apart"),
             ([*GROUPS, Group(query="Who?")], {}, InputError, "'Who\\?' has one wording"),
             ([*GROUPS, Group(query="Who?", paraphrases=("Who?",))], {}, InputError, "has one wording"),
             (GROUPS, {"prompt": "Answer!"}, ConfigurationError, "has no {query}"),
@@ -272,7 +272,7 @@ class TestTheChoice:
 
     @pytest.mark.parametrize("anchor", [-4, -5, 0])
     def test_is_never_before_the_questions_end(self, anchor: int) -> None:
-        with pytest.raises(ConfigurationError, match="can not be t"):
+        with pytest.raises(ConfigurationError, match="cannot be t"):
             located().profile(anchor=anchor)
 
     def test_is_plain_data_for_a_machine(self) -> None:
@@ -387,7 +387,7 @@ class TestTheData:
             read_groups(path, labelled=labelled)
 
     def test_says_so_where_there_is_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="can not be read"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_groups(tmp_path / "none.jsonl")
 
 

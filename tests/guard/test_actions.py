@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,3 +337,26 @@ class TestSettings:
         assert settings == GenerationSettings(stop=("x",))
         with pytest.raises(AttributeError):
             settings.seed = 1  # type: ignore[misc]
+
+
+class TestPrinting:
+    """``print(outcome)`` is a line for people; ``repr`` has everything but the draft."""
+
+    def test_an_answer_is_one_line_with_rule_and_record(self, sink: MemorySink) -> None:
+        outcome = scripted("Paris\nit is.", GOOD, ABSTAIN, sink)("Capital?")
+        record = sink.records[0].id[:12]
+        assert str(outcome) == f"Paris it is.  (accept by abstain_below, uncalibrated, record {record})"
+
+    def test_a_draft_that_was_not_let_through_is_not_in_it(self) -> None:
+        outcome = scripted("SECRET", BAD, ABSTAIN)("Capital?")
+        assert (
+            str(outcome) == "[abstain: no answer was let through]  (abstain by abstain_below, uncalibrated, no record)"
+        )
+
+    def test_the_confidence_is_in_it(self) -> None:
+        outcome = scripted("Paris", GOOD, ABSTAIN)("Capital?")
+        sure = replace(outcome, verdict=replace(outcome.verdict, confidence=0.876))
+        assert "confidence 0.88" in str(sure)
+
+    def test_the_whole_value_is_there_for_debuggers(self) -> None:
+        assert "verdict=Verdict(" in repr(scripted("Paris", GOOD, ABSTAIN)("Capital?"))

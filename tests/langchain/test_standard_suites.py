@@ -33,7 +33,7 @@ class TestUnit(_Setup, ChatModelUnitTests):
 
 
 class TestIntegration(_Setup, ChatModelIntegrationTests):
-    has_tool_calling = property(lambda self: False)  # a random tiny model can not call tools
+    has_tool_calling = property(lambda self: False)  # a random tiny model cannot call tools
     has_tool_choice = property(lambda self: False)
     has_structured_output = property(lambda self: False)
     model_override_value = property(lambda self: "tiny-2")

@@ -209,7 +209,7 @@ class TestWhateverStateTheModelIsIn:
         model.train()
         try:
             found = numbers(white)
-        except ModelError:  # to say that it can not be put into evaluation is right too
+        except ModelError:  # to say that it cannot be put into evaluation is right too
             return
         assert found == pytest.approx(expected)
 
@@ -305,7 +305,7 @@ class TestWithAccelerate:
         white.model.train(training)
         try:
             found = numbers(white)
-        except ModelError:  # to say that it can not be put into evaluation is right too
+        except ModelError:  # to say that it cannot be put into evaluation is right too
             assert training
             return
         assert found == pytest.approx(numbers(tiny), rel=1e-6)

@@ -190,5 +190,5 @@ class TestTheFile:
             Profile.load(path)
 
     def test_says_so_where_there_is_none(self, tmp_path: Path) -> None:
-        with pytest.raises(AnchorError, match="can not be read"):
+        with pytest.raises(AnchorError, match="cannot be read"):
             Profile.load(tmp_path / "none.json")

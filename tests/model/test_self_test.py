@@ -1,4 +1,4 @@
-"""A model whose gradient can not be trusted is refused on loading, and a score of nothing is no score."""
+"""A model whose gradient cannot be trusted is refused on loading, and a score of nothing is no score."""
 
 from __future__ import annotations
 

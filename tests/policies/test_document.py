@@ -1,4 +1,4 @@
-"""Policies as documents: the ready packs, what a document says, and the one line about what it can not say."""
+"""Policies as documents: the ready packs, what a document says, and the one line about what it cannot say."""
 
 from __future__ import annotations
 
@@ -442,12 +442,12 @@ def test_an_escalation_without_a_target_is_a_hand_over():
 
 @pytest.mark.parametrize("source", ["nope", "nope/policy.yaml", "id: x\n" * 300])
 def test_a_policy_that_is_not_there_is_told_with_those_that_are(source):
-    with pytest.raises(PolicyError, match=r"can not be read: .*abstain, observe, rag, strict"):
+    with pytest.raises(PolicyError, match=r"cannot be read: .*abstain, observe, rag, strict"):
         load_policy(source)
 
 
 def test_a_folder_is_not_a_policy(tmp_path):
-    with pytest.raises(PolicyError, match="can not be read: Is a directory"):
+    with pytest.raises(PolicyError, match="cannot be read: Is a directory"):
         load_policy(tmp_path)
 
 

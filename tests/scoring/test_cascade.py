@@ -408,7 +408,7 @@ class TestFit:
         ids=["too few", "only right", "only wrong"],
     )
     def test_what_can_not_be_fitted_on_is_refused(self, pick: Callable[..., Any]) -> None:
-        with pytest.raises(CalibrationError, match="can not be fitted on"):
+        with pytest.raises(CalibrationError, match="cannot be fitted on"):
             fit_cascade(*pick(*labelled(3)))
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""GuardedChatModel: a chat model whose drafts nobody sees."""
+"""GuardedChatModel: a chat model whose drafts do not leave it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        """One chunk, after the decision: what is streamed can not be taken back."""
+        """One chunk, after the decision: what is streamed cannot be taken back."""
         message = self._answer(messages, stop, run_manager, kwargs)
         whole = AIMessageChunk(
             content=message.content,

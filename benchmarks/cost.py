@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     arguments = parser.parse_args()
     model = WhiteBoxModel.demo()
-    model.__dict__["_end_ids"] = frozenset()  # every answer has its full length
+    model.__dict__["end_ids"] = frozenset()  # every answer has its full length
     print(f"{model.name}, {model.identity.dtype}; {machine()}")
     if arguments.what == "rows":
         throughput(model, arguments)

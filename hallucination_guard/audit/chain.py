@@ -250,9 +250,7 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
                     wrong(number, f"its id was used before, in line {first}", name)
                 if not is_sealed(record, line, key):
                     wrong(number, "edited, or sealed with another key: its hash is not right", name)
-                    seq = (
-                        head.length
-                    )  # what it says of itself proves nothing; the next record shows whether it belongs here
+                    seq = head.length  # what it says proves nothing; the next record shows whether it belongs here
                 elif seq > head.length:
                     wrong(number, f"{seq - head.length} record(s) before it are missing: deleted or moved", name)
                 elif seq < head.length:

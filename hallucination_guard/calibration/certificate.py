@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,7 +26,11 @@ from hallucination_guard.errors import ConfigurationError, MissingExtra
 from hallucination_guard.values import JSON, Policy
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+    Ints: TypeAlias = NDArray[np.int64]
 
 __all__ = [
     "FIT_SHARE",
@@ -191,10 +195,10 @@ class Drafts:
             begins=np.array(begins, float), ends=np.array(ends, float), wrong=np.array(wrong, bool), questions=questions
         )
 
-    def at(self, grid: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def at(self, grid: Floats) -> tuple[Ints, Ints]:
         """How many questions each threshold answers, and how many of those wrongly."""
 
-        def passed(mask: NDArray[Any]) -> NDArray[Any]:
+        def passed(mask: Ints) -> Ints:
             import numpy as np
 
             begun = np.searchsorted(np.sort(self.begins[mask]), grid, side="right")
@@ -268,7 +272,7 @@ def certify(
     return tuple(found)
 
 
-def path(fit: Drafts, *, questions: int, delta: float) -> tuple[NDArray[Any], int]:
+def path(fit: Drafts, *, questions: int, delta: float) -> tuple[Floats, int]:
     """The grid of thresholds and where on it to begin, from the fit part alone.
 
     Args:
@@ -292,7 +296,7 @@ def path(fit: Drafts, *, questions: int, delta: float) -> tuple[NDArray[Any], in
     return grid, int(np.argmin(promised))
 
 
-def walk(answered: NDArray[Any], wrong: NDArray[Any], *, begin: int, alpha: float, delta: float) -> int | None:
+def walk(answered: Ints, wrong: Ints, *, begin: int, alpha: float, delta: float) -> int | None:
     """The last threshold that the walk passes; None if it does not pass the first."""
     import numpy as np
 

@@ -130,16 +130,7 @@ def calibrate(
     found: tuple[Certificate | Infeasible, ...] = ()
     if alphas:
         _refuse_cut_short(sequences, several=covered is not None)
-
-        def read(each: Labelled) -> tuple[float | None, bool]:
-            if each.status != "scored":
-                return None, each.correct
-            return (fusion.score(each.scores, each.length) if fusion else each.scores[name]), each.correct
-
-        parts = [
-            Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
-            for part in (fit_ids, test_ids)
-        ]
+        parts = [_drafts(sequences, part, name, fusion) for part in (fit_ids, test_ids)]
         found = certify(*parts, alphas=alphas, delta=delta, score=name, policy=covered, data=data, date=date)
     first = sorted(value for value, each in zip(values, mapped, strict=True) if each.attempt == 1)
     return Calibration(
@@ -213,6 +204,19 @@ def _sequences(answers: Sequence[Labelled]) -> Mapping[str, list[Labelled]]:
                 hint="label every attempt once, from the first on",
             )
     return found
+
+
+def _drafts(
+    sequences: Mapping[str, Sequence[Labelled]], part: frozenset[str], name: str, fusion: Fusion | None
+) -> Drafts:
+    """The attempts of one part of the questions: of each its score, if it has one, and its label."""
+
+    def read(each: Labelled) -> tuple[float | None, bool]:
+        if each.status != "scored":
+            return None, each.correct
+        return (fusion.score(each.scores, each.length) if fusion else each.scores[name]), each.correct
+
+    return Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
 
 
 def _refuse_cut_short(sequences: Mapping[str, Sequence[Labelled]], *, several: bool) -> None:

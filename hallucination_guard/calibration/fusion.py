@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,7 +20,10 @@ from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import CalibrationError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
 
 __all__ = ["SIGNALS", "Fusion", "cross_fitted", "fit_fusion"]
 
@@ -172,7 +175,7 @@ def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
     return found
 
 
-def matrix(answers: Sequence[Labelled]) -> NDArray[Any]:
+def matrix(answers: Sequence[Labelled]) -> Floats:
     """The logs of the signals, answers × signals."""
     import numpy as np
 
@@ -180,7 +183,7 @@ def matrix(answers: Sequence[Labelled]) -> NDArray[Any]:
     return np.array([[_log(name, each.scores, each.length) for name in names] for each in answers])
 
 
-def _fitted(logs: NDArray[Any], wrong: NDArray[Any], names: tuple[str, ...]) -> Fusion:
+def _fitted(logs: Floats, wrong: Floats, names: tuple[str, ...]) -> Fusion:
     import numpy as np
 
     low, high = np.quantile(logs, [_EDGE, 1.0 - _EDGE], axis=0)
@@ -200,14 +203,14 @@ def _fitted(logs: NDArray[Any], wrong: NDArray[Any], names: tuple[str, ...]) -> 
     )
 
 
-def minimum(x: NDArray[Any], wrong: NDArray[Any], *, c: float = _C) -> tuple[NDArray[Any], float]:
+def minimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
     """W and b that minimise Σ log loss + |w|² / 2C, by Newton's method with halved steps; b is not held down."""
     import numpy as np
 
     full = np.column_stack([x, np.ones(len(x))])
     held = np.append(np.full(x.shape[1], 1.0 / c), 0.0)
 
-    def loss(at: NDArray[Any]) -> float:
+    def loss(at: Floats) -> float:
         z = full @ at
         return float(np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at))
 

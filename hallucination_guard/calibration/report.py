@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Bin", "FitReport", "report_of"]
@@ -44,7 +45,7 @@ class FitReport(_Part):
     bins: tuple[Bin, ...]
 
 
-def report_of(confidences: NDArray[Any], correct: NDArray[Any], *, folds: int) -> FitReport:
+def report_of(confidences: NDArray[np.float64], correct: NDArray[np.float64], *, folds: int) -> FitReport:
     """Brier score, expected calibration error and reliability bins of confidences."""
     import numpy as np
 

@@ -47,6 +47,7 @@ app = typer.Typer(
     name="hallucination-guard",
     help="Knows when a local language model makes things up.",
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 audit = typer.Typer(help="Read, label, replay and verify the log.")
 for command in (demo, ask, score, doctor, locate, evaluate, calibrate):

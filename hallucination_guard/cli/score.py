@@ -28,7 +28,7 @@ from hallucination_guard.errors import InputError
 if TYPE_CHECKING:
     from hallucination_guard.model import WhiteBoxModel
     from hallucination_guard.rows import Line, Rows
-    from hallucination_guard.values import Scorer
+    from hallucination_guard.values import JSON, Scorer
 
 __all__ = ["register", "score"]
 
@@ -137,7 +137,7 @@ def _file(options: _Options, raw: bytes, lines: Sequence[Line]) -> dict[str, int
     output = Path(options.output)
     check_folder(output)
     model, scorer = load(options.choice), HybridGrad()
-    binding = {
+    binding: dict[str, JSON] = {
         "input": hashlib.sha256(raw).hexdigest(),
         "model": [model.identity.fingerprint, model.identity.template],
         "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hallucination_guard.errors import InputError
+from hallucination_guard.values import JSON
 
 __all__ = ["Store"]
 
@@ -27,7 +28,7 @@ class Store:
         InputError: if the file holds rows that depend on something else, or is no such file.
     """
 
-    def __init__(self, path: str | Path, binding: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, binding: Mapping[str, JSON]) -> None:
         self.path = Path(path)
         self.rows: dict[str, dict[str, Any]] = {}
         self._binding = json.loads(json.dumps({"kind": self.path.stem, **binding}))

@@ -18,6 +18,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from hallucination_guard.errors import InputError
+from hallucination_guard.values import JSON
 
 __all__ = ["Partial", "encoded", "write_all"]
 
@@ -38,7 +39,7 @@ class Partial:
         InputError: on entering, if the partial file is bound to something else or another process writes it.
     """
 
-    def __init__(self, output: Path, binding: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, binding: Mapping[str, JSON]) -> None:
         # Resolved, so that a link stays a link to the new file and two names of one output meet at one lock.
         self.output = output.resolve()
         self.path = self.output.with_name(f"{self.output.name}.partial")
@@ -149,7 +150,7 @@ class Partial:
         )
 
 
-def encoded(value: Mapping[str, Any]) -> bytes:
+def encoded(value: Mapping[str, object]) -> bytes:
     """One line of JSON."""
     try:
         return f"{json.dumps(value, ensure_ascii=False)}\n".encode()

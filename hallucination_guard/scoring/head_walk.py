@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.white_box import WhiteBoxModel
@@ -51,7 +50,7 @@ class Reading:
     a: Tensor
 
 
-def answer_states(model: WhiteBoxModel, view: Any, generation: Generation) -> Tensor:
+def answer_states(model: WhiteBoxModel, view: nn.Module, generation: Generation) -> Tensor:
     """H, the final states that predict the answer (T × d), by one pass over the whole sequence.
 
     Args:

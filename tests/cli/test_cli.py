@@ -42,6 +42,11 @@ def call(*arguments: object, cwd: Path, stdin: str | None = None) -> subprocess.
     )
 
 
+def signals_as_from_a_terminal() -> None:
+    """Runs in the child: under nohup, or in the background of a script, a process inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -304,7 +309,12 @@ class Interrupted:
         self.cwd = cwd
         self.arguments = ("score", "--model", folder, "--input", "in.jsonl", "--output", self.out)
         process = subprocess.Popen(
-            command(*self.arguments, "--batch-size", "1"), cwd=cwd, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+            command(*self.arguments, "--batch-size", "1"),
+            cwd=cwd,
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=signals_as_from_a_terminal,
         )
         began = time.monotonic()
         while not self.partial.exists() or self.partial.read_bytes().count(b"\n") < 4:

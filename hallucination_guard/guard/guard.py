@@ -15,9 +15,10 @@ from hallucination_guard.errors import ConfigurationError, InputError, PolicyErr
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.guard.recording import Recorder, policy_identity
 from hallucination_guard.values import (
     Call,
+    Generation,
     GenerationOptions,
     GenerationSettings,
     Messages,
@@ -190,9 +191,32 @@ class Guard:
             loop.model.prompt(messages)  # a prompt that cannot be used is refused before anything is generated
             all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
         for progress, answer in zip(all_progress, answers, strict=False):
-            progress.given = loop.model.read(progress.messages, answer=answer, question=settings.question)
+            progress.given, progress.unscorable = self._given(progress, answer)
         loop.run(all_progress)
         return [each.outcome for each in all_progress if each.outcome is not None]
+
+    def _given(self, progress: Progress, answer: str | Sequence[int]) -> tuple[Generation, str]:
+        """An answer that something else wrote, and why it cannot be scored: it was written, so it has a record.
+
+        Raises:
+            InputError: if it is no answer.
+        """
+        try:
+            read = self.model.read(progress.messages, answer=answer, question=progress.settings.question)
+        except InputError as error:
+            if not isinstance(answer, str):
+                raise
+            unread = Generation(
+                messages=progress.messages,
+                prompt_token_ids=self.model.prompt(progress.messages).token_ids,
+                response_token_ids=(),
+                text=answer,
+                finish_reason="read",
+                model=self.model.identity,
+                anchor=None,
+            )
+            return unread, error.message
+        return read, ""
 
     def _loop(self) -> Loop:
         """What takes part in this call, as it is now."""
@@ -207,7 +231,7 @@ class Guard:
                 primary=self.scorer.primary,
             ),
             policy=self.policy,
-            recorder=Recorder(sink=self.audit, policy=self.policy),
+            recorder=Recorder(sink=self.audit, policy=policy_identity(self.policy)),
             max_attempts=self.max_attempts,
             batch_size=self.batch_size,
         )

@@ -66,11 +66,14 @@ class Loop:
         return [each for each in prompts if each.outcome is None]
 
     def _attempt(self, group: list[Progress]) -> None:
-        generations = [each.given for each in group if each.given is not None] or self._draw(group)
+        generations = [each.given for each in group if each.given is not None] or self._generate(group)
+        stale = [progress for progress, each in zip(group, generations, strict=True) if _drawn_before(progress, each)]
         unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.scorer.identity))
         for progress, generation in zip(group, generations, strict=True):
             progress.begin(generation, unfinished)
-        scores = self._score(generations)
+        self._nudge(stale)
+        generations = [each.newest.generation for each in group if each.newest is not None]
+        scores = self._scores(group, generations)
         for generation in generations:
             generation.release()
         for progress, generation, score in zip(group, generations, scores, strict=True):
@@ -78,24 +81,25 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------ drawing
 
-    def _draw(self, group: list[Progress]) -> list[Generation]:
-        """Answers; of a redraw, ones that this call has not drawn yet, as far as the model has others to give."""
-        drawing = group[0].drawing
-        made = self._generate(group, drawing)
+    def _nudge(self, stale: list[Progress]) -> None:
+        """Draw redraws that repeat an earlier draft again, as far as the model has others to give."""
         for nudge in range(1, _NUDGES + 1):
-            pairs = zip(group, made, strict=True)
-            stale = [at for at, (progress, each) in enumerate(pairs) if each.response_token_ids in progress.drawn]
-            if group[0].redraw is None or not stale:
-                break
+            if not stale:
+                return
+            drawing = stale[0].drawing
             warmer = drawing | Drawing(
                 seed=drawing["seed"] + _FAR * nudge, temperature=drawing["temperature"] * (1 + nudge / 2)
             )
-            others = self._generate([group[at] for at in stale], warmer)
-            for at, other in zip(stale, others, strict=True):
-                made[at] = replace(other, seconds=made[at].seconds + other.seconds)
-        return made
+            again = []
+            for progress, other in zip(stale, self._generate(stale, warmer), strict=True):
+                assert progress.newest is not None
+                if _drawn_before(progress, other):
+                    again.append(progress)
+                progress.replace(replace(other, seconds=progress.newest.generation.seconds + other.seconds))
+            stale = again
 
-    def _generate(self, group: Sequence[Progress], drawing: Drawing) -> list[Generation]:
+    def _generate(self, group: Sequence[Progress], drawing: Drawing | None = None) -> list[Generation]:
+        drawing = group[0].drawing if drawing is None else drawing
         prompts, questions = [each.messages for each in group], [each.settings.question for each in group]
         if not any(questions):
             return list(self.model.generate(prompts, **drawing))
@@ -103,9 +107,22 @@ class Loop:
 
     # ------------------------------------------------------------------------------------------------ scoring
 
+    def _scores(self, group: Sequence[Progress], generations: Sequence[Generation]) -> list[Score]:
+        """Scores of what can be scored; why the rest cannot."""
+        given = {at: each.unscorable for at, each in enumerate(group) if each.unscorable}
+        found = iter(self._score([each for at, each in enumerate(generations) if at not in given]))
+        for each in group:
+            each.unscorable = ""
+        return [
+            Score.unscorable(given[at], scorer=self.scorer.identity) if at in given else next(found)
+            for at in range(len(generations))
+        ]
+
     def _score(self, generations: Sequence[Generation]) -> list[Score]:
         """Scores, or the words why there are none: any failure becomes a score that the policy must decide on."""
         identity = self.scorer.identity
+        if not generations:
+            return []
         try:
             scores = self.scorer.batch(self.model, generations)
         except Exception as error:
@@ -195,6 +212,10 @@ class Loop:
                 }
             },
         )
+
+
+def _drawn_before(progress: Progress, generation: Generation) -> bool:
+    return progress.redraw is not None and generation.response_token_ids in progress.drawn
 
 
 def _alike(prompts: Sequence[Progress]) -> list[list[Progress]]:

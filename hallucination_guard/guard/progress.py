@@ -42,6 +42,7 @@ class Progress:
         settings: what was said about generating.
         call: the facts of the call, for the record.
         given: an answer that something else wrote, to be judged first.
+        unscorable: why the answer given cannot be scored; empty where it can.
     """
 
     asked: tuple[Message, ...]
@@ -49,6 +50,7 @@ class Progress:
     settings: GenerationSettings
     call: Call
     given: Generation | None = None
+    unscorable: str = ""
     request_id: str = field(default_factory=lambda: uuid4().hex)
     began: float = field(default_factory=time.perf_counter)
     drawn: set[tuple[int, ...]] = field(default_factory=set)
@@ -83,11 +85,17 @@ class Progress:
         return Situation(attempt=self.attempt, rules=tuple(self.rules), seconds=time.perf_counter() - self.began)
 
     def begin(self, generation: Generation, unfinished: Verdict) -> None:
-        """Take in the answer of the next attempt."""
+        """Take in the answer of the next attempt: from here on an interruption records it."""
         self.given = None
         self.drawn.add(generation.response_token_ids)
         self.attempt += 1
         self.newest = Draft(attempt=self.attempt, generation=generation, verdict=unfinished)
+
+    def replace(self, generation: Generation) -> None:
+        """Take in another answer for the same attempt."""
+        assert self.newest is not None
+        self.drawn.add(generation.response_token_ids)
+        self.newest = Draft(attempt=self.attempt, generation=generation, verdict=self.newest.verdict)
 
     def take_up(self, next: Again) -> None:
         """Set up another attempt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -14,7 +14,7 @@ from hallucination_guard.errors import AuditError
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.values import JSON, Decision, Policy
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "policy_identity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +23,11 @@ class Recorder:
 
     Args:
         sink: where they go; None keeps none.
-        policy: named in every record.
+        policy: named in every record; see :func:`policy_identity`.
     """
 
     sink: Sink | None
-    policy: Policy
+    policy: Mapping[str, JSON]
 
     def draft(self, progress: Progress, decision: Decision) -> None:
         """Write down what was decided on the newest draft."""
@@ -50,7 +50,7 @@ class Recorder:
             try:
                 self._keep(progress, decision)
             except Exception as second:  # the interruption goes on its way all the same, and says so
-                error.add_note(f"and the interrupted attempt could not be recorded: {type(second).__name__}: {second}")
+                error.add_note(f"and the interrupted attempt could not be recorded: {type(second).__name__}")
 
     def _keep(self, progress: Progress, decision: Decision, *, answered_by: str = "", answer: str = "") -> None:
         if self.sink is None:
@@ -89,7 +89,7 @@ class Recorder:
             prefix=None if escalated else score.prefix,
             confidence=None if escalated else draft.verdict.confidence,
             certificate=None if escalated else draft.verdict.certificate,
-            policy=self._policy_identity(),
+            policy=self.policy,
             decision=decision.action,
             rule=decision.rule,
             reason=decision.reason,
@@ -102,14 +102,19 @@ class Recorder:
             versions=_versions(),
         )
 
-    def _policy_identity(self) -> dict[str, JSON]:
-        plain = self.policy.describe()
-        written = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return {
-            "id": plain.get("id") or type(self.policy).__name__,
-            "version": plain.get("version") or 0,
-            "hash": hashlib.sha256(written.encode()).hexdigest(),
-        }
+
+def policy_identity(policy: Policy) -> dict[str, JSON]:
+    """How a record names a policy.
+
+    Taken before anything is generated, so that a policy that cannot say what it is leaves no draft without a record.
+    """
+    plain = policy.describe()
+    written = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {
+        "id": plain.get("id") or type(policy).__name__,
+        "version": plain.get("version") or 0,
+        "hash": hashlib.sha256(written.encode()).hexdigest(),
+    }
 
 
 @cache

@@ -603,3 +603,61 @@ class TestRecords:
         log = AuditLog(tmp_path / "audit.jsonl", fsync=False)
         outcome = guard_of(model=ScriptedModel("a\x00\u2028\ud83d \U0001f600"), audit=log)("Capital?")
         assert len(list(records(log.path))) == len(outcome.audit_ids) == 1
+
+
+class TestEveryDraftHasARecord:
+    """… or an exception was raised before there was one."""
+
+    def test_an_answer_beyond_the_context_is_unscorable_and_recorded(self, sink: MemorySink) -> None:
+        guard = guard_of(model=ScriptedModel("x", context=60), audit=sink)
+        guard.model = WhiteBoxModel(tiny_model(max_position_embeddings=64), tiny_tokenizer())
+        outcome = guard.review("Who?", answer="x" * 80)
+        assert (outcome.text, outcome.decision.rule) == (None, "on_unscorable")
+        assert (sink.records[0].answer, "context" in sink.records[0].detail) == ("x" * 80, True)
+
+    def test_a_nudge_that_raises_leaves_a_record_of_every_draft(self, sink: MemorySink) -> None:
+        class Nudged(ScriptedModel):
+            def generate(self, messages: Any, **settings: Any) -> Any:
+                if settings.get("seed", 0) > 1000:  # a redraw that is drawn again
+                    raise RuntimeError("out of memory")
+                return super().generate(messages, **settings)
+
+        guard = guard_of(RetryBelow(**LIMIT), ScriptedScorer(BAD), model=Nudged("same"), audit=sink)
+        with pytest.raises(RuntimeError):
+            guard.batch(["a", "b"])
+        assert [(each.attempt, each.rule) for each in sink.records] == [
+            (1, "retry_below"),
+            (1, "retry_below"),
+            (2, "interrupted"),
+            (2, "interrupted"),
+        ]
+
+    def test_a_policy_that_cannot_describe_itself_is_refused_before_anything_is_generated(self) -> None:
+        class Nameless:
+            def __call__(self, verdict: Any, situation: Any) -> Decision:
+                return Decision(action="accept", rule="r", reason="because")
+
+            def describe(self) -> Any:
+                raise KeyError("name")
+
+        model = ScriptedModel("x")
+        with pytest.raises(KeyError):
+            guard_of(Nameless(), model=model)("Who?")
+        assert model.calls == []
+
+    def test_taking_the_log_away_in_the_middle_of_a_call_does_not_take_its_records_away(self, sink: MemorySink) -> None:
+        guard = guard_of(audit=sink)
+
+        def score_and_take_away(generation: Any) -> float:
+            guard.audit = None
+            return GOOD
+
+        guard.scorer = ScriptedScorer(score_and_take_away)
+        assert guard("Who?").audit_ids == (sink.records[0].id,)
+
+    @pytest.mark.parametrize("odd", [5, b"t", ["t"], "\ud83d"], ids=repr)
+    def test_an_odd_thread_id_is_refused_before_anything_is_generated(self, odd: Any) -> None:
+        model = ScriptedModel("x")
+        with pytest.raises(InputError):
+            guard_of(model=model)("Who?", thread_id=odd)
+        assert model.calls == []

@@ -16,7 +16,7 @@ from langchain_core.tracers.context import collect_runs, tracing_v2_enabled
 from langgraph.checkpoint.memory import InMemorySaver
 
 from hallucination_guard import WhiteBoxModel
-from hallucination_guard.errors import InputError
+from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.testing import MemorySink
 from hallucination_guard_langchain import GuardRunnable, LowConfidenceError
 from hallucination_guard_langchain.convert import KEY
@@ -307,3 +307,48 @@ def test_no_second_copy_of_the_weights_is_loaded(hugging_face: Any, white: White
 def test_a_system_message_reaches_the_reader(passing: Any, sink: MemorySink) -> None:
     passing.invoke([SystemMessage("Be short."), HumanMessage(ASKED)])
     assert [turn["role"] for turn in sink.records[0].to_json_dict()["prompt"]] == ["system", "user"]
+
+
+# ---------------------------------------------------------------------------------- the prompt that the model has seen
+
+
+@pytest.mark.parametrize("odd", [{"question": ASKED}, {ASKED}, b"Who?", 5, None, iter([ASKED]), [5]], ids=repr)
+def test_what_no_chat_model_takes_is_refused_before_the_step_runs(odd: Any, guard: Any) -> None:
+    ran: list[Any] = []
+    step = GuardRunnable(RunnableLambda(lambda value: ran.append(value) or DRAFT), guard(Accept()))
+    with pytest.raises(InputError):
+        step.invoke(odd)
+    assert ran == []
+
+
+async def test_it_is_refused_async_too(guard: Any) -> None:
+    with pytest.raises(InputError, match="dict"):
+        await GuardRunnable(chat(), guard(Accept())).ainvoke({"question": ASKED})
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_template_inside_the_step_is_refused(bind: bool, guard: Any) -> None:
+    prompt = ChatPromptTemplate.from_template("Say in one word: {question}")
+    with pytest.raises(ConfigurationError, match="would not see the model's prompt"):
+        GuardRunnable((prompt.with_config(tags=["x"]) if bind else prompt) | chat(), guard(Accept()))
+
+
+def test_a_template_before_the_guard_is_what_is_scored(guard: Any, sink: Any) -> None:
+    chain = ChatPromptTemplate.from_template("Say in one word: {question}") | GuardRunnable(chat(), guard(Accept()))
+    chain.invoke({"question": ASKED})
+    assert sink.records[-1].prompt[-1]["content"] == f"Say in one word: {ASKED}"
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_the_step_runs(guard: Any) -> None:
+    ran: list[Any] = []
+    step = GuardRunnable(RunnableLambda(lambda value: ran.append(value) or DRAFT), guard(Accept()))
+    with pytest.raises(InputError, match="tokens"):
+        step.invoke("A" * 600)
+    assert ran == []
+
+
+def test_an_answer_beyond_the_context_is_withheld_and_has_a_record(guard: Any, sink: Any) -> None:
+    answer = GuardRunnable(FakeListChatModel(responses=["x" * 600]), guard(Accept())).invoke(ASKED)
+    assert answer.content == SAID
+    assert (sink.records[-1].status, sink.records[-1].rule) == ("unscorable", "on_unscorable")
+    assert sink.records[-1].answer == "x" * 600

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, run_in_executor
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnableParallel,
+    RunnableSequence,
+    RunnableSerializable,
+    run_in_executor,
+)
+from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict, Field
 
-from hallucination_guard.errors import InputError
+from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.guard import Guard
-from hallucination_guard.values import Outcome
+from hallucination_guard.values import Message, Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
 from hallucination_guard_langchain.quiet import unheard
 
@@ -28,8 +38,11 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     drawn from the guard's own model. No callback, trace or graph around the guard hears of the step, since they would
     let the draft out; callbacks that sit on the step itself still do.
 
+    The guard has to see the prompt that the model sees: a prompt template goes before it,
+    ``prompt | GuardRunnable(model, guard)``, and not into the step.
+
     Args:
-        bound: the model step.
+        bound: the model step; it is given what a chat model takes.
         guard: decides; its model reads.
         abstention: what follows instead of a text that was not let through.
         on_abstain: ``message`` or ``error``, as for the guarded chat model.
@@ -43,6 +56,12 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     on_abstain: Literal["message", "error"] = "message"
 
     def __init__(self, bound: Runnable[Any, Any], guard: Guard, **settings: Any) -> None:
+        first = _first_of(bound)
+        if isinstance(first, BasePromptTemplate | RunnableParallel):
+            raise ConfigurationError(
+                f"the guarded step begins with a {type(first).__name__}, so the guard would not see the model's prompt",
+                hint="put it before the guard: prompt | GuardRunnable(model, guard)",
+            )
         super().__init__(**{"bound": bound, "guard": guard, **settings})
 
     @classmethod
@@ -64,8 +83,9 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         """Run the step and decide."""
 
         def run(value: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            asked = self._asked(value)
             with unheard(config) as silent:
-                return self._decide(value, self.bound.invoke(value, silent, **kwargs), silent)
+                return self._decide(asked, self.bound.invoke(value, silent, **kwargs), silent)
 
         return self._call_with_config(run, input, config, run_type="chain")
 
@@ -75,16 +95,23 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         async def run(
             value: LanguageModelInput, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
         ) -> Any:
+            asked = self._asked(value)
             with unheard(config) as silent:
                 try:
                     written = await self.bound.ainvoke(value, silent, **kwargs)
                 except NotImplementedError:  # a local HuggingFacePipeline has no async of its own
                     written = await run_in_executor(silent, self.bound.invoke, value, silent, **kwargs)
-                return await run_in_executor(silent, self._decide, value, written, silent)
+                return await run_in_executor(silent, self._decide, asked, written, silent)
 
         return await self._acall_with_config(run, input, config, run_type="chain")
 
-    def _decide(self, value: LanguageModelInput, written: object, config: RunnableConfig) -> Any:
+    def _asked(self, value: LanguageModelInput) -> list[Message]:
+        """What the step is asked, before it runs: a prompt that the guard cannot read must not become a draft."""
+        asked = as_guard_messages(_as_messages(value))
+        self.guard.model.prompt(asked)
+        return asked
+
+    def _decide(self, asked: list[Message], written: object, config: RunnableConfig) -> Any:
         text = written.text if isinstance(written, BaseMessage) else written
         if not isinstance(text, str):
             raise InputError(
@@ -92,9 +119,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             )
         if getattr(written, "tool_calls", None):
             raise InputError("the guarded step called a tool", hint="guard the step that answers, not one that acts")
-        outcome = self.guard.review(
-            as_guard_messages(_as_messages(value)), answer=str(text), thread_id=thread_of(config)
-        )
+        outcome = self.guard.review(asked, answer=str(text), thread_id=thread_of(config))
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return self._like(written, outcome)
@@ -116,7 +141,33 @@ _KEPT = ("model_name", "model_provider")
 _KEPT_IF_SAID = (*_KEPT, "finish_reason")
 
 
-def _as_messages(value: LanguageModelInput) -> list[BaseMessage]:
+def _as_messages(value: object) -> list[BaseMessage]:
+    """What a chat model takes, and nothing else: of a mapping only the keys would be read.
+
+    Raises:
+        InputError: on anything but a text, a prompt value or a list of messages.
+    """
     if isinstance(value, PromptValue):
         return value.to_messages()
-    return convert_to_messages([("user", value)] if isinstance(value, str) else value)
+    if isinstance(value, str):
+        return [HumanMessage(value)]
+    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
+        raise InputError(
+            f"the guarded step was given a {type(value).__name__}",
+            hint="give what a chat model takes, a text or messages; a template goes before: prompt | GuardRunnable(…)",
+        )
+    try:
+        return convert_to_messages(value)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"the guarded step was given no messages: {type(error).__name__}") from None
+
+
+def _first_of(step: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """The step that the input of a chain goes to."""
+    while True:
+        if isinstance(step, RunnableSequence):
+            step = step.first
+        elif isinstance(step, RunnableBindingBase):
+            step = step.bound
+        else:
+            return step

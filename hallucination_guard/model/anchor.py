@@ -16,6 +16,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from hallucination_guard.errors import AnchorError, InputError
+from hallucination_guard.model.literal import encoded
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import rendered
 from hallucination_guard.model.tokenizer import Tokenizer
@@ -131,10 +132,14 @@ def offsets_of(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[int, int]]:
             f"the tokenizer {type(tokenizer).__name__!r} cannot tell which token a character belongs to",
             hint="load the fast version of the tokenizer (use_fast=True)",
         )
-    encoded = tokenizer(prompt.text, add_special_tokens=not prompt.templated, return_offsets_mapping=True)
-    if tuple(encoded["input_ids"]) != prompt.token_ids:
+    if prompt.literal:
+        ids, offsets = encoded(tokenizer, prompt.text, prompt.literal)
+    else:
+        found = tokenizer(prompt.text, add_special_tokens=not prompt.templated, return_offsets_mapping=True)
+        ids, offsets = tuple(found["input_ids"]), list(found["offset_mapping"])
+    if ids != prompt.token_ids:
         raise AnchorError(
             "the rendered prompt tokenizes differently the second time, so no token can be named",
             hint="report the tokenizer; or name the question yourself on a tokenizer without such a template",
         )
-    return [(start, stop) for start, stop in encoded["offset_mapping"]]
+    return [(start, stop) for start, stop in offsets]

@@ -12,6 +12,7 @@ from hallucination_guard.errors import InputError
 from hallucination_guard.model.anchor import NO_ANCHOR
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
+from hallucination_guard.model.literal import literal_ids
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.values import Generation, Messages, checked_text
@@ -45,16 +46,16 @@ def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...
     """Its token ids, and what they say."""
     tokenizer = inside.tokenizer
     if isinstance(answer, str):
-        ids = tuple(tokenizer(checked_text(answer, "the answer"), add_special_tokens=False)["input_ids"])
+        ids = literal_ids(tokenizer, checked_text(answer, "the answer"))
         if _letters(tokenizer.decode(ids)) != _letters(answer):
             # What the tokenizer has no tokens for was not scored, so it is not part of the answer either.
             return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
         return ids, answer
     if isinstance(answer, Sequence) and not isinstance(answer, bytes | bytearray):
-        ids = tuple(answer)
-        if ids:
-            inside.check_ids(ids, "the answer")
-        return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
+        given: tuple[int, ...] = tuple(answer)
+        if given:
+            inside.check_ids(given, "the answer")
+        return given, str(tokenizer.decode(given, skip_special_tokens=True))
     raise InputError(f"the answer is {answer!r}", hint="give its text or its token ids")
 
 

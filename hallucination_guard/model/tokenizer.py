@@ -21,6 +21,10 @@ class Tokenizer(Protocol):
         """Ids of tokens that are no text."""
         ...
 
+    def __len__(self) -> int:
+        """How many tokens there are, added ones included."""
+        ...
+
     def __call__(self, text: str, **settings: Any) -> Mapping[str, Any]:
         """``input_ids`` and, if asked for, ``offset_mapping``."""
         ...

@@ -38,6 +38,7 @@ class Prompt:
         token_ids: x, length P, generation header included.
         header: how many of the last ids are the generation header (0 without one).
         templated: whether a chat template wrote it.
+        literal: characters (start, stop) of ``text`` that spell control tokens and were read as text.
     """
 
     messages: tuple[Message, ...]
@@ -45,6 +46,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     header: int
     templated: bool
+    literal: tuple[tuple[int, int], ...] = ()
 
 
 def is_batch(messages: Messages | Sequence[Messages]) -> TypeGuard[Sequence[Messages]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from transformers import DynamicCache
@@ -52,7 +53,7 @@ def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...
             return ids, str(tokenizer.decode(ids, skip_special_tokens=True))
         return ids, answer
     if isinstance(answer, Sequence) and not isinstance(answer, bytes | bytearray):
-        given: tuple[int, ...] = tuple(answer)
+        given = tuple(cast("Sequence[int]", answer))
         if given:
             inside.check_ids(given, "the answer")
         return given, str(tokenizer.decode(given, skip_special_tokens=True))

@@ -37,6 +37,7 @@ __all__ = [
     "PolicyError",
     "ScoringError",
     "SelfTestFailed",
+    "without_frames",
 ]
 
 
@@ -55,6 +56,16 @@ class GuardError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """The error without its traceback and what it came from: their frames and messages may hold a rejected draft.
+
+    To be raised outside of an ``except`` block, which would attach the original again.
+    """
+    error.__cause__ = error.__context__ = None
+    error.add_note("Guard(debug=True) keeps the traceback, which may hold prompt and answer")
+    return error.with_traceback(None)
 
 
 class InputError(GuardError, ValueError):

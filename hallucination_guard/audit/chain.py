@@ -182,8 +182,7 @@ class Verification:
     Args:
         records: how many records the log has, good or not.
         problems: in the order of the lines; at most 1000 and a last one that says how many more.
-        anchored: how many records the anchor vouches for; 0 without an anchor, and then a tail may have been cut off
-            without a trace.
+        anchored: how many records the anchor vouches for; 0 without an anchor: the log is then not verifiable.
     """
 
     records: int
@@ -264,6 +263,8 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
     except OSError as error:
         raise AuditError(f"the audit log {path} cannot be read: {error.strerror}", hint="check the path") from error
 
+    if vouched is None and not problems and records:
+        wrong(0, "not verifiable: it has no anchor, so a tail may have been cut off without a trace")
     if vouched and head.length < vouched.length:
         wrong(number, f"cut off: the anchor vouches for {vouched.length} record(s), {head.length} are left")
     elif vouched and witness != vouched.hash:

@@ -64,7 +64,9 @@ class AuditLog:
 
     **What the chain protects against.** Each record carries a hash over itself and the one before, and the file
     ``<path>.anchor`` names the length and the last hash. :func:`~hallucination_guard.audit.verify` therefore finds
-    records that were edited, deleted, inserted, moved or cut off by accident or by somebody who does not know better.
+    records that were edited, deleted, inserted, moved or cut off by accident or by somebody who does not know better. A
+    log without its anchor is not verifiable, and an object that has written or read a record refuses a file that has
+    it no more.
 
     **What it does not protect against.** Without a ``key``, whoever can write the file can change a record and compute
     all the hashes after it and the anchor anew. With a ``key`` that they do not have, they cannot; they can still
@@ -81,8 +83,8 @@ class AuditLog:
             ``hmac``: :func:`content_digest` of each, so that equal texts can be recognised and no text can be read.
             The text of the token t* goes the same way.
         key: secret of the seals and of ``hmac``; 32 random bytes are wise. All writers of a file need the same.
-        anchor_every: an anchor is written after each so many records of the log, and by :meth:`close`. A cut of
-            fewer records than that may go unnoticed.
+        anchor_every: an anchor is written after the first and each so many records of the log, and by :meth:`close`. A
+            cut of fewer records than that may go unnoticed.
         fsync: whether each record has to be on the disk before its id is returned. False is faster, and a power cut
             may lose the last seconds, which the anchor then shows as a cut.
 
@@ -218,6 +220,7 @@ class _ChainFile:
         self._lock = threading.Lock()
         self._head = self._next = START
         self._seen: tuple[int, ...] = ()  # what _fingerprint() gave when self._head was the head
+        self._first = ""  # hash of the chain's first record: by it a chain that was cut is told from a new one
         self._torn = False  # whether the file ends within a line
         self._unanchored = False  # whether this object has written records since its last anchor
         self._open: BinaryIO
@@ -273,16 +276,21 @@ class _ChainFile:
                 os.fsync(descriptor)
                 if not before:
                     _sync_directory(self.path.parent)
-            if self._next.length % self._anchor_every == 0:
+            if self._is_anchored(self._next):
                 self._write_anchor(self._next)
         except OSError:
             # Not for KeyboardInterrupt and its like: the anchor may have been written then, and a record in the file
             # whose id was not returned harms nobody, but an anchor ahead of its log accuses.
             os.ftruncate(descriptor, before)
             raise
+        self._first = self._first or self._next.hash
         self._head, self._torn = self._next, False
         self._seen = self._fingerprint()
-        self._unanchored = self._next.length % self._anchor_every != 0
+        self._unanchored = not self._is_anchored(self._next)
+
+    def _is_anchored(self, head: Head) -> bool:
+        # The first record too, whatever the interval: so a log without an anchor is always one that has lost it.
+        return head.length == 1 or head.length % self._anchor_every == 0
 
     def finish(self) -> None:
         """Anchor what this object has written."""
@@ -297,7 +305,7 @@ class _ChainFile:
             return
         anchored = read_anchor(self._anchor, self._key)
         head: Head | None = None
-        at = START
+        at, replaced = START, False
         # Back to the record that the anchor vouches for, or to the one that was the head before: whichever is nearer.
         for line in lines_backwards(self._open):
             if (record := parse(line)) is None:
@@ -306,13 +314,27 @@ class _ChainFile:
                 raise self._distrusted("its last records were edited, or sealed with another key")
             at = Head(record["seq"] + 1, record["hash"])
             head = head or at
+            replaced = replaced or (at.length == self._head.length and at != self._head)
             if anchored is None or at.length <= anchored.length or (self._seen and at == self._head):
                 break
         if anchored and at.length <= anchored.length and at != anchored:
             raise self._distrusted(f"it does not have the {anchored.length} records that its anchor vouches for")
+        if (replaced or (head or START).length < self._head.length) and self._is_own():
+            raise self._distrusted(f"it does not have the {self._head.length} records that were here before")
         self._head = head or START
+        self._first = self._first_hash()
         self._seen = fingerprint
         self._torn = self._open.seek(0, os.SEEK_END) > 0 and self._last_byte() != b"\n"
+
+    def _is_own(self) -> bool:
+        """Whether the file still holds the chain that this object knows, and not one begun anew in its place."""
+        first = self._first_hash()
+        return first == self._first or (not first and os.fstat(self._open.fileno()).st_ino == self._seen[0])
+
+    def _first_hash(self) -> str:
+        self._open.seek(0)
+        record = parse(self._open.readline())
+        return "" if record is None else str(record["hash"])
 
     def _fingerprint(self) -> tuple[int, ...]:
         """What changes when somebody else writes: inode and size of the log, inode and time of its anchor.

@@ -32,7 +32,7 @@ def verify(
     key = None
     if key_file is not None:
         try:
-            key = key_file.read_bytes().strip()
+            key = key_file.read_bytes()  # as they are: a key of random bytes may begin or end with a blank
         except OSError as error:
             raise InputError(f"the key file {str(key_file)!r} cannot be read: {error.strerror}") from None
     found = verified(log, key)

@@ -11,7 +11,7 @@ from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
-from hallucination_guard.errors import ConfigurationError, InputError, PolicyError
+from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
@@ -47,6 +47,8 @@ class Guard:
             ``question`` (see ``WhiteBoxModel.generate``).
         max_attempts: after so many answers a policy's wish for another is an abstention, whatever its own budget says.
         batch_size: prompts that are generated and scored together by :meth:`batch`.
+        debug: let errors out with their traceback and with what others raised. Both may hold a draft that was not let
+            through, so without it an error that leaves has neither.
 
     Raises:
         ConfigurationError: if these cannot work together; ``CalibrationMismatch`` for the calibration of
@@ -65,6 +67,7 @@ class Guard:
         generation: GenerationSettings | GenerationOptions | None = None,
         max_attempts: int = 16,
         batch_size: int = 8,
+        debug: bool = False,
     ) -> None:
         if scorer is None:
             from hallucination_guard.scoring import HybridGrad
@@ -94,6 +97,7 @@ class Guard:
         self.generation = GenerationSettings.of(generation or {})
         self.max_attempts = max_attempts
         self.batch_size = batch_size
+        self.debug = debug
         self._check_calibration()
 
     def __call__(
@@ -192,7 +196,16 @@ class Guard:
             all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
         for progress, answer in zip(all_progress, answers, strict=False):
             progress.given, progress.unscorable = self._given(progress, answer)
-        loop.run(all_progress)
+        failure: BaseException | None = None
+        try:
+            loop.run(all_progress)
+        except BaseException as error:
+            if self.debug:
+                raise
+            failure = error
+        if failure is not None:
+            all_progress.clear()  # this frame is in the traceback as well
+            raise without_frames(failure)
         return [each.outcome for each in all_progress if each.outcome is not None]
 
     def _given(self, progress: Progress, answer: str | Sequence[int]) -> tuple[Generation, str]:
@@ -231,7 +244,7 @@ class Guard:
                 primary=self.scorer.primary,
             ),
             policy=self.policy,
-            recorder=Recorder(sink=self.audit, policy=policy_identity(self.policy)),
+            recorder=Recorder(sink=self.audit, policy=policy_identity(self.policy), debug=self.debug),
             max_attempts=self.max_attempts,
             batch_size=self.batch_size,
         )

@@ -129,7 +129,7 @@ class Loop:
             if len(generations) > 1:  # one that fails must not take the others with it
                 return [self._score([each])[0] for each in generations]
             _log_failure("scoring", error)
-            return [Score.failed(_in_words(error), scorer=identity)]
+            return [Score.failed(self._in_words(error), scorer=identity)]
         if not isinstance(scores, list) or len(scores) != len(generations):
             return [Score.failed("the scorer did not give one score an answer", scorer=identity) for _ in generations]
         return [
@@ -138,6 +138,11 @@ class Loop:
             else Score.failed("what the scorer gave is not a score of its own", scorer=identity)
             for score in scores
         ]
+
+    def _in_words(self, error: Exception) -> str:
+        """The kind of error: a message may quote prompt or answer, which the log need not be allowed to hold."""
+        ours = type(self.scorer).__module__.partition(".")[0] == __package__.partition(".")[0]
+        return error.message if ours and isinstance(error, ScoringError) else f"{type(error).__name__} while scoring"
 
     # --------------------------------------------------------------------------------- judging and carrying out
 
@@ -224,11 +229,6 @@ def _alike(prompts: Sequence[Progress]) -> list[list[Progress]]:
     for each in prompts:
         groups.setdefault(repr(sorted(each.drawing.items())), []).append(each)
     return list(groups.values())
-
-
-def _in_words(error: Exception) -> str:
-    """The kind of error; its message may quote the prompt, which the log need not be allowed to hold."""
-    return f"{error.message}" if isinstance(error, ScoringError) else f"{type(error).__name__} while scoring"
 
 
 def _log_failure(what: str, error: Exception) -> None:

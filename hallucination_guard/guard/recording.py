@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata
 
 from hallucination_guard.audit.record import AuditRecord, Sink
-from hallucination_guard.errors import AuditError
+from hallucination_guard.errors import AuditError, GuardError
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.values import JSON, Decision, Policy
 
@@ -24,10 +24,12 @@ class Recorder:
     Args:
         sink: where they go; None keeps none.
         policy: named in every record; see :func:`policy_identity`.
+        debug: let a sink's own errors through.
     """
 
     sink: Sink | None
     policy: Mapping[str, JSON]
+    debug: bool = False
 
     def draft(self, progress: Progress, decision: Decision) -> None:
         """Write down what was decided on the newest draft."""
@@ -56,7 +58,19 @@ class Recorder:
         if self.sink is None:
             progress.recorded = progress.attempt
             return
-        kept = self.sink(self._record(progress, decision, answered_by, answer))
+        record, foreign = self._record(progress, decision, answered_by, answer), ""
+        try:
+            kept = self.sink(record)
+        except GuardError:
+            raise
+        except Exception as error:
+            if self.debug:
+                raise
+            foreign = type(error).__name__
+        if foreign:  # its message may quote the record, as those of database drivers do: only its kind is named
+            raise AuditError(
+                f"the audit sink raised {foreign}", hint="Guard(debug=True) shows the error, which may quote the record"
+            )
         if not isinstance(kept, str) or not kept:
             raise AuditError(
                 f"the audit sink gave {type(kept).__name__} and not the id of the record it kept",

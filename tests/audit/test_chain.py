@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import hallucination_guard
 from hallucination_guard.audit import GENESIS, AuditLog, AuditRecord, seal, verify
-from hallucination_guard.audit.chain import anchor_path, canonical, lines_backwards
+from hallucination_guard.audit.chain import Head, anchor_line, anchor_path, canonical, lines_backwards
 from hallucination_guard.errors import AuditError
 
 KEY = b"a secret of the auditor, 32 bytes"
@@ -208,8 +208,8 @@ def test_a_copy_of_the_anchor_kept_elsewhere_finds_a_recomputed_log(log: Path, t
     kept = shutil.copy(anchor_path(log), tmp_path / "elsewhere")
     rewrite(log, lambda lines: resealed([line.replace(b"abstain", b"accept") for line in lines]))
     anchor_path(log).unlink()
-    assert verify(log).ok
-    assert not verify(log, anchor=kept).ok
+    assert [problem.what.split(":")[0] for problem in verify(log).problems] == ["not verifiable"]
+    assert "rewritten" in verify(log, anchor=kept).problems[0].what
 
 
 def test_with_a_key_a_recomputed_log_and_anchor_are_found(tmp_path: Path) -> None:
@@ -247,7 +247,15 @@ def test_an_anchor_that_is_behind_is_fine(log: Path) -> None:
 def test_a_missing_anchor_is_said(log: Path) -> None:
     anchor_path(log).unlink()
     found = verify(log)
-    assert (found.ok, found.anchored) == (True, 0)
+    assert (found.ok, found.anchored) == (False, 0)
+    assert found.problems[0].what.startswith("not verifiable")
+
+
+def test_a_tail_that_was_cut_off_with_the_anchor_is_not_called_whole(tmp_path: Path) -> None:
+    log = a_log(tmp_path / "audit.jsonl", key=KEY)
+    rewrite(log, lambda lines: lines[:3])
+    anchor_path(log).unlink()
+    assert not verify(log, KEY).ok
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"count":1e999,"head":"","hash":""}', b"\xff"])
@@ -284,6 +292,7 @@ def test_a_big_log_is_verified_in_the_memory_of_a_small_one(tmp_path: Path) -> N
             record = seal(template | {"id": f"id-{seq}", "answer": "x" * 10_000}, seq, prev)
             prev = record["hash"]
             file.write(canonical(record).encode() + b"\n")
+    anchor_path(path).write_text(anchor_line(Head(4000, prev), "2026-01-01T00:00:00+00:00", None))
     size = path.stat().st_size
     assert size > 40_000_000
     script = (

@@ -211,7 +211,7 @@ def test_an_anchor_follows_every_so_many_records_and_the_end(path: Path) -> None
         log(a_record())
         seen.append(anchored(path) if anchor_path(path).exists() else 0)
         assert verify(path).ok
-    assert seen == [0, 0, 3, 3, 3, 6, 6]
+    assert seen == [1, 1, 3, 3, 3, 6, 6]
     log.close()
     assert anchored(path) == 7
 
@@ -499,7 +499,7 @@ def test_a_torn_tail_is_closed_off_and_the_chain_goes_on_from_the_last_whole_rec
         log(a_record())
     *whole, last = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole) + last[:keep])
-    for writer in (log, AuditLog(path, fsync=False)):
+    for writer in (AuditLog(path, fsync=False), AuditLog(path, fsync=False)):  # the one before is gone with the power
         writer(a_record())
     found = verify(path)
     assert [(problem.line, problem.what) for problem in found.problems] == [(3, "torn line: not a record")]
@@ -547,3 +547,53 @@ def test_the_log_stays_where_it_was_when_the_working_directory_changes(
     monkeypatch.chdir(tmp_path / "elsewhere")
     log(a_record())
     assert verify(tmp_path / "audit.jsonl").records == 1
+
+
+class TestARunningLogRemembersItsHead:
+    """Whoever removes the anchor and cuts the log is refused by the object that wrote it."""
+
+    @pytest.mark.parametrize("left", [0, 1, 2])
+    @pytest.mark.parametrize("in_place", [True, False])
+    def test_a_cut_tail_without_its_anchor_is_not_written_to(self, path: Path, left: int, in_place: bool) -> None:
+        log = AuditLog(path, fsync=False)
+        for _ in range(4):
+            log(a_record())
+        kept = b"".join(path.read_bytes().splitlines(keepends=True)[:left])
+        anchor_path(path).unlink()
+        if not in_place and left:
+            path.unlink()
+        path.write_bytes(kept)
+        with pytest.raises(AuditError, match="4 records that were here before"):
+            log(a_record())
+
+    def test_a_record_that_was_replaced_is_found(self, path: Path) -> None:
+        log = AuditLog(path, fsync=False)
+        for _ in range(2):
+            log(a_record())
+        first = path.read_bytes().splitlines(keepends=True)[0]
+        anchor_path(path).unlink()
+        path.write_bytes(first)
+        with AuditLog(path, fsync=False) as other:
+            other(a_record())
+        with pytest.raises(AuditError, match="2 records that were here before"):
+            log(a_record())
+
+    def test_a_log_that_was_moved_away_begins_anew(self, path: Path, tmp_path: Path) -> None:
+        log = AuditLog(path, fsync=False)
+        for _ in range(4):
+            log(a_record())
+        for each in (path, anchor_path(path)):
+            each.rename(tmp_path / f"old-{each.name}")
+        log(a_record())
+        assert (verify(path).ok, verify(path).records) == (True, 1)
+
+    def test_one_that_another_process_began_anew_is_written_to(self, path: Path, tmp_path: Path) -> None:
+        log = AuditLog(path, fsync=False)
+        for _ in range(4):
+            log(a_record())
+        for each in (path, anchor_path(path)):
+            each.rename(tmp_path / f"old-{each.name}")
+        with AuditLog(path, fsync=False) as other:
+            other(a_record())
+        log(a_record())
+        assert (verify(path).ok, verify(path).records) == (True, 2)

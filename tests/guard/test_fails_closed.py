@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from hallucination_guard.errors import (
     ConfigurationError,
     InputError,
     PolicyError,
+    ScoringError,
 )
 from hallucination_guard.scoring import HybridGrad, SemGrad
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
@@ -661,3 +663,63 @@ class TestEveryDraftHasARecord:
         with pytest.raises(InputError):
             guard_of(model=model)("Who?", thread_id=odd)
         assert model.calls == []
+
+
+SECRET = "SECRET-DRAFT"
+
+
+def held_by(error: BaseException | None) -> str:
+    """All that an error report could show: messages, notes, causes, and the locals of every frame of the package."""
+    shown = []
+    while error is not None:
+        shown += [str(error), repr(error.args), *getattr(error, "__notes__", ())]
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "hallucination_guard" in frame.f_code.co_filename:
+                shown += [repr(value) for value in frame.f_locals.values()]
+                shown += [repr(vars(value)) for value in frame.f_locals.values() if hasattr(value, "__dict__")]
+        error = error.__cause__ or error.__context__
+    return "\n".join(shown)
+
+
+class TestErrorsDoNotCarryTheDraft:
+    def raised(self, **settings: Any) -> BaseException:
+        with pytest.raises(BaseException) as caught:
+            guard_of(model=ScriptedModel(SECRET), **settings)("Who?")
+        return caught.value
+
+    def quoting(self, record: Any) -> str:
+        raise RuntimeError(f"duplicate key in row {record.answer}")
+
+    def test_a_sinks_error_is_named_by_its_kind(self) -> None:
+        error = self.raised(audit=self.quoting)
+        assert isinstance(error, AuditError) and "RuntimeError" in str(error)
+        assert SECRET not in held_by(error)
+
+    def test_nor_does_the_error_of_a_policy(self) -> None:
+        def decide(verdict: Any, situation: Any) -> Any:
+            raise ValueError("no")
+
+        policy = AbstainBelow(**LIMIT)
+        guard = guard_of(model=ScriptedModel(SECRET))
+        guard.policy = type("P", (), {"__call__": lambda _, v, s: decide(v, s), "describe": policy.describe})()
+        with pytest.raises(ValueError) as caught:
+            guard("Who?")
+        assert SECRET not in held_by(caught.value)
+
+    def test_a_sinks_interruption_has_no_frames(self) -> None:
+        def interrupted(record: Any) -> str:
+            raise KeyboardInterrupt
+
+        assert SECRET not in held_by(self.raised(audit=interrupted))
+
+    def test_the_original_is_at_hand_by_a_switch(self) -> None:
+        error = self.raised(audit=self.quoting, debug=True)
+        assert isinstance(error, RuntimeError) and SECRET in str(error)
+
+    def test_a_scorers_message_is_not_in_the_record(self, sink: MemorySink) -> None:
+        class Quoting(ScriptedScorer):
+            def batch(self, model: Any, generations: Any) -> Any:
+                raise ScoringError(f"cannot score {generations[0].text!r}")
+
+        guard_of(Accept(), Quoting(GOOD), model=ScriptedModel(SECRET), audit=sink)("Who?")
+        assert SECRET not in sink.records[0].detail + sink.records[0].reason

@@ -21,7 +21,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict, Field
 
-from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.errors import ConfigurationError, InputError, without_frames
 from hallucination_guard.guard import Guard
 from hallucination_guard.values import Message, Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
@@ -119,7 +119,17 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             )
         if getattr(written, "tool_calls", None):
             raise InputError("the guarded step called a tool", hint="guard the step that answers, not one that acts")
-        outcome = self.guard.review(asked, answer=str(text), thread_id=thread_of(config))
+        outcome, failure = None, None
+        try:
+            outcome = self.guard.review(asked, answer=str(text), thread_id=thread_of(config))
+        except BaseException as error:
+            if self.guard.debug:
+                raise
+            failure = error
+        if outcome is None:
+            assert failure is not None
+            del written, text  # this frame is in the traceback as well
+            raise without_frames(failure)
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return self._like(written, outcome)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from hallucination_guard.errors import AuditError
+from hallucination_guard.values import from_json
 
 __all__ = [
     "GENESIS",
@@ -43,6 +44,7 @@ GENESIS = "0" * 64
 
 _BLOCK = 1 << 16
 _MOST_PROBLEMS = 1000
+_LONGEST = 1 << 26  # bytes of a line; longer ones are no records, and would be held in memory
 
 
 class Head(NamedTuple):
@@ -86,7 +88,7 @@ def is_sealed(record: Mapping[str, Any], line: bytes, key: bytes | None = None) 
     """Whether the line is, to the byte, what :func:`seal` and :func:`canonical` made of the record."""
     try:
         return line.rstrip(b"\n") == canonical(record).encode("ascii") and record["hash"] == _digest(record, key)
-    except (ValueError, RecursionError):  # 1e999 reads as infinity, and a hand can nest deeper than we write
+    except ValueError:  # 1e999 reads as infinity, and a hand can nest deeper than we write
         return False
 
 
@@ -98,8 +100,8 @@ def _digest(body: Mapping[str, Any], key: bytes | None) -> str:
 def parse(line: bytes) -> dict[str, Any] | None:
     """The sealed record in a line, true or not; None if the line is torn or something else altogether."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = from_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or type(record.get("seq")) is not int:
         return None
@@ -111,17 +113,25 @@ def lines_backwards(file: BinaryIO) -> Iterator[bytes]:
     position = file.seek(0, os.SEEK_END)
     if not position:
         return
-    rest, at_end = b"", True
+    rest: list[bytes] = []  # the blocks of the line that has not begun yet, the last one first
+    held, at_end = 0, True
     while position:
         size = min(_BLOCK, position)
         position -= size
         file.seek(position)
-        rest, *lines = (file.read(size) + rest).split(b"\n")
-        if at_end and lines and not lines[-1]:
-            lines.pop()  # the last line's own newline begins no further line
+        first, *lines = file.read(size).split(b"\n")
+        if lines:
+            lines[-1] = b"".join((lines[-1], *reversed(rest)))
+            rest, held = [], 0
+            if at_end and not lines[-1]:
+                lines.pop()  # the last line's own newline begins no further line
+            yield from reversed(lines)
         at_end = False
-        yield from reversed(lines)
-    yield rest
+        rest.append(first)
+        held += len(first)
+        if held > _LONGEST:
+            raise AuditError(f"a line of the log has more than {_LONGEST >> 20} MiB", hint="give an audit log")
+    yield b"".join(reversed(rest))
 
 
 def anchor_path(log: StrPath) -> Path:
@@ -148,7 +158,7 @@ def read_anchor(path: StrPath, key: bytes | None = None) -> Head | None:
     except OSError as error:
         raise AuditError(f"the anchor {path} cannot be read: {error.strerror}") from error
     try:
-        anchor = json.loads(data)
+        anchor = from_json(data)
         head = Head(int(anchor["count"]), anchor["head"])
         right = anchor["hash"] == _digest(anchor, key)
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):

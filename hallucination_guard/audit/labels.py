@@ -8,7 +8,6 @@ added; a judge's later label of the same record replaces the earlier one when th
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.audit.request import Request, requests
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import AuditError, InputError
-from hallucination_guard.values import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import ModelIdentity, ScorerIdentity, from_json
 
 __all__ = ["Label", "by_record", "label", "label_all", "labelled_answers", "labels_of", "labels_path", "read_labels"]
 
@@ -72,7 +71,9 @@ class Label:
 
 def labels_path(log: StrPath) -> Path:
     """Where the labels of a log are: beside it."""
-    path = Path(log).resolve()  # resolved, as the log does: who comes by different names has to meet at one file
+    path = Path(
+        os.path.realpath(log)
+    )  # resolved, as the log does: who comes by different names has to meet at one file
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.labels.jsonl")
 
 
@@ -334,7 +335,7 @@ def _append(path: Path, labels: Sequence[Label]) -> None:
 
 def _parsed(line: bytes, where: str) -> Label:
     try:
-        row = json.loads(line)
+        row = from_json(line)
         if set(row) != set(_KEYS):
             raise InputError(f"it has not just {', '.join(_KEYS)}")
         return Label(id=row["id"], correct=_word(row["label"]), by=row["by"], note=row["note"], time=row["time"])
@@ -358,8 +359,8 @@ def _json_rows(text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = from_json(line)
+        except ValueError:
             row = None
         if not isinstance(row, dict):
             raise InputError(f"line {number} is no JSON object", hint="one object a line, with id and label")

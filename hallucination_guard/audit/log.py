@@ -42,6 +42,7 @@ Content: TypeAlias = Literal["text", "redacted", "hmac"]
 
 _LOCK_SECONDS = 30.0  # an append takes milliseconds; who waits longer waits for a process that hangs
 _POLL_SECONDS = 0.001
+_BEGIN = b'{"an'  # of every record: the fields stand in alphabetical order
 _MENDS = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room in the disk quota",
@@ -115,7 +116,7 @@ class AuditLog:
         if anchor_every < 1:
             raise ConfigurationError(f"anchor_every is {anchor_every!r}", hint="it counts records: 1 or more")
         # Resolved, because processes that come by different names have to meet at one lock.
-        self._file = _ChainFile(Path(path).resolve(), key=key, anchor_every=anchor_every, fsync=fsync)
+        self._file = _ChainFile(Path(os.path.realpath(path)), key=key, anchor_every=anchor_every, fsync=fsync)
         self._content = content
         self._key = key
         self._closed = False
@@ -317,6 +318,8 @@ class _ChainFile:
             replaced = replaced or (at.length == self._head.length and at != self._head)
             if anchored is None or at.length <= anchored.length or (self._seen and at == self._head):
                 break
+        if head is None and anchored is None and not self._begins_like_a_record():
+            raise AuditError(f"{str(self.path)!r} is no audit log", hint="give another path: it is not overwritten")
         if anchored and at.length <= anchored.length and at != anchored:
             raise self._distrusted(f"it does not have the {anchored.length} records that its anchor vouches for")
         if (replaced or (head or START).length < self._head.length) and self._is_own():
@@ -325,6 +328,12 @@ class _ChainFile:
         self._first = self._first_hash()
         self._seen = fingerprint
         self._torn = self._open.seek(0, os.SEEK_END) > 0 and self._last_byte() != b"\n"
+
+    def _begins_like_a_record(self) -> bool:
+        """Whether a file without a whole record may be a log: empty, or its only record was torn."""
+        self._open.seek(0)
+        begin = self._open.read(len(_BEGIN))
+        return _BEGIN.startswith(begin)
 
     def _is_own(self) -> bool:
         """Whether the file still holds the chain that this object knows, and not one begun anew in its place."""
@@ -355,7 +364,8 @@ class _ChainFile:
     def _write_anchor(self, head: Head) -> None:
         temporary = self._anchor.with_name(f"{self._anchor.name}.tmp")
         try:
-            with temporary.open("w", encoding="ascii", newline="\n") as file:
+            temporary.unlink(missing_ok=True)  # what a crash left, or a link that somebody planted
+            with temporary.open("x", encoding="ascii", newline="\n") as file:
                 file.write(anchor_line(head, datetime.now(UTC).isoformat(timespec="microseconds"), self._key))
                 file.flush()
                 if self._fsync:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from sys import float_info
-from types import MappingProxyType
 from typing import Any, Protocol, Self, get_args, runtime_checkable
 from uuid import uuid4
 
 from hallucination_guard.errors import AuditError
-from hallucination_guard.values import JSON, Action, Prefix, Status
+from hallucination_guard.values import JSON, Action, FrozenDict, Prefix, Status
 
 __all__ = ["SCHEMA", "AuditRecord", "Sink"]
 
@@ -198,9 +197,7 @@ def _frozen(value: object, where: str) -> Any:
         case Mapping():
             if odd := [key for key in value if not isinstance(key, str)]:
                 raise ValueError(f"{where} has the key {odd[0]!r}, not a string")
-            return MappingProxyType(
-                {_frozen(key, where): _frozen(each, f"{where}.{key}") for key, each in value.items()}
-            )
+            return FrozenDict({_frozen(key, where): _frozen(each, f"{where}.{key}") for key, each in value.items()})
         case list() | tuple():
             return tuple(_frozen(each, f"{where}[{index}]") for index, each in enumerate(value))
         case _:

@@ -16,7 +16,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, assert_never
 
 from hallucination_guard.audit.chain import canonical
@@ -26,7 +25,7 @@ from hallucination_guard.audit.tally import Tally
 from hallucination_guard.audit.verdicts import Verdicts
 from hallucination_guard.calibration import Calibration
 from hallucination_guard.errors import PolicyError
-from hallucination_guard.values import Decision, Policy, Redraw, Situation, Verdict
+from hallucination_guard.values import Decision, FrozenDict, Policy, Redraw, Situation, Verdict
 
 __all__ = ["Flip", "Replayed", "replay", "replay_each"]
 
@@ -219,7 +218,7 @@ class _Run:
             now=Tally(**self._now),
             then=Tally(**self._then),
             flips=tuple(self._flips),
-            unknown_because=MappingProxyType(dict(self._unknown)),
+            unknown_because=FrozenDict(self._unknown),
         )
 
 

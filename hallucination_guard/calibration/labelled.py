@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import FrozenDict, ModelIdentity, ScorerIdentity, from_json
 
 __all__ = ["Labelled", "read_labelled", "write_labelled"]
 
@@ -61,8 +60,8 @@ class Labelled:
                 raise ValueError(f"score {name!r} of {self.id!r} is {value!r}, not a finite number")
         if not self.judge or self.attempt < 1 or self.length < 0:
             raise ValueError(f"{self.id!r} has judge {self.judge!r}, attempt {self.attempt!r}, length {self.length!r}")
-        object.__setattr__(self, "scores", MappingProxyType(dict(self.scores)))
-        object.__setattr__(self, "seconds", MappingProxyType(dict(self.seconds)))
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
+        object.__setattr__(self, "seconds", FrozenDict(self.seconds))
 
     @property
     def status(self) -> Literal["scored", "unscorable"]:
@@ -114,12 +113,10 @@ def read_labelled(path: str | Path) -> Sequence[Labelled]:
 
 def _labelled(line: bytes, where: str) -> Labelled:
     try:
-        row = json.loads(line)
+        row = from_json(line)
         model = ModelIdentity(**row.pop("model"))
         scorer = ScorerIdentity(**row.pop("scorer"))
         return Labelled(model=model, scorer=scorer, **row)
-    except RecursionError:
-        raise InputError(f"{where} is no labelled answer: nested too deep", hint="evaluate writes such rows") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
 

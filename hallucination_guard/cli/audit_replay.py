@@ -169,7 +169,7 @@ def _check(options: _Options) -> None:
     if not options.sweep and (options.score is None) != (options.limit is None):
         raise InputError("--score and --limit belong together", hint="give both, or --score with --sweep")
     if options.plot is not None:
-        folder = options.plot.resolve().parent
+        folder = Path(os.path.realpath(options.plot)).parent
         if options.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise InputError(f"{str(options.plot)!r} is no picture", hint="let it end in .png, .svg or .pdf")
         if not folder.is_dir() or not os.access(folder, os.W_OK):

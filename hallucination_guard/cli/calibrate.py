@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -12,6 +11,7 @@ import typer
 from hallucination_guard.cli.console import say, show, show_json
 from hallucination_guard.cli.options import Command, Json
 from hallucination_guard.errors import InputError
+from hallucination_guard.values import from_json
 
 if TYPE_CHECKING:
     from hallucination_guard.calibration import Calibration, Certificate, Infeasible, Labelled
@@ -100,7 +100,7 @@ def _is_log(path: Path) -> bool:
     """Whether the first line is an audit record; what cannot be read is the reader's to refuse."""
     try:
         with path.open("rb") as file:
-            row = json.loads(next((line for line in file if line.strip()), b"null"))
+            row = from_json(next((line for line in file if line.strip()), b"null"))
     except (OSError, ValueError):
         return False
     return isinstance(row, dict) and {"schema", "request_id", "decision"} <= row.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,30 @@ from hallucination_guard.errors import InputError
 if TYPE_CHECKING:
     from hallucination_guard.model import WhiteBoxModel
 
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # the direction of what follows
+_UNSHOWN = frozenset({"Cc", "Cs"})  # control characters, and halves of surrogate pairs
 __all__ = ["check_folder", "load", "progress", "say", "short", "show", "show_json", "unwritable"]
 
 
 def say(text: str) -> None:
     """One line to the standard error."""
-    print(" ".join(text.split()), file=sys.stderr)  # noqa: T201
+    print(_printable(" ".join(text.split())), file=sys.stderr)  # noqa: T201
 
 
 def show(text: str = "") -> None:
     """A line of the result."""
-    print(text)  # noqa: T201
+    print(_printable(text))  # noqa: T201
+
+
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor or cannot be encoded: answers and logs are somebody else's texts."""
+    return "".join(f"\\u{ord(each):04x}" if _is_unshown(each) else each for each in text)
+
+
+def _is_unshown(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in _UNSHOWN or character in _TURNING
 
 
 def show_json(value: object) -> None:
@@ -62,7 +76,7 @@ def load(choice: ModelChoice) -> WhiteBoxModel:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     if choice.name == "demo":
-        return WhiteBoxModel.demo(profile=choice.profile)
+        return WhiteBoxModel.demo(device_map=choice.device_map, dtype=choice.dtype, profile=choice.profile)
     make = WhiteBoxModel.from_gguf if choice.name.endswith(".gguf") else WhiteBoxModel.from_pretrained
     return make(choice.name, device_map=choice.device_map, dtype=choice.dtype, profile=choice.profile)
 
@@ -73,7 +87,7 @@ def check_folder(output: Path) -> None:
     Raises:
         InputError: if nothing can be written there.
     """
-    folder = output.resolve().parent
+    folder = Path(os.path.realpath(output)).parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise unwritable(str(output), "no such folder" if not folder.is_dir() else "the folder is read-only")
 

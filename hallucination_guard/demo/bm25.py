@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from hallucination_guard.errors import InputError, MissingExtra
-from hallucination_guard.values import Passage
+from hallucination_guard.values import Passage, from_json
 
 __all__ = ["BM25Retriever"]
 
@@ -50,9 +49,9 @@ class BM25Retriever:
         path = Path(path)
         if path.is_dir():
             files = sorted(each for each in path.iterdir() if each.suffix in (".txt", ".md"))
-            return cls([Passage(id=file.name, text=file.read_text(encoding="utf-8")) for file in files], k=k)
+            return cls([Passage(id=file.name, text=_text(file)) for file in files], k=k)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_bytes().splitlines()
         except OSError as error:
             raise InputError(f"the documents {str(path)!r} cannot be read: {error.strerror}") from error
         return cls([_passage(line, number, path) for number, line in enumerate(lines, start=1) if line.strip()], k=k)
@@ -68,10 +67,21 @@ class BM25Retriever:
         return self._bm25s.tokenize(texts, stopwords="en", show_progress=False)
 
 
-def _passage(line: str, number: int, path: Path) -> Passage:
+def _text(path: Path) -> str:
     try:
-        row = json.loads(line)
-        return Passage(id=str(row["id"]), text=str(row["text"]))
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the document {str(path)!r} cannot be read: {type(error).__name__}", hint="save it as text in UTF-8"
+        ) from None
+
+
+def _passage(line: bytes, number: int, path: Path) -> Passage:
+    try:
+        row = from_json(line)
+        if not isinstance(row["id"], str | int) or not isinstance(row["text"], str):
+            raise TypeError("an id is a text or a number, a text a text")
+        return Passage(id=str(row["id"]), text=row["text"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"line {number} of {str(path)!r} is not a document: {type(error).__name__}",

@@ -9,7 +9,6 @@ Other fields are ignored.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.values import from_json
 
 __all__ = ["FEW_SHOT", "PROMPT", "Item", "Prompting", "data_hash", "ending", "given_judge", "read_items"]
 
@@ -98,8 +98,8 @@ def data_hash(path: str | Path) -> str:
 def _item(line: bytes, number: int, path: str | Path) -> Item:
     where = f"line {number} of {path}"
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = from_json(line)
+    except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}", hint="one JSON object a line") from None
     if not isinstance(row, dict):
         raise InputError(f"{where} is a {type(row).__name__}", hint="one JSON object a line")

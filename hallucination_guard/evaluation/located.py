@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model.profile import Place, Profile, View
-from hallucination_guard.values import Anchor, ModelIdentity
+from hallucination_guard.values import Anchor, FrozenDict, ModelIdentity
 
 __all__ = ["VIEWS", "Likeness", "Located", "likeness"]
 
@@ -127,7 +126,7 @@ class Located:
     data: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", MappingProxyType(dict(self.table)))
+        object.__setattr__(self, "table", FrozenDict(self.table))
 
     def by_position(self, view: View) -> tuple[float, ...]:
         """The mean over the deep half, at each position."""

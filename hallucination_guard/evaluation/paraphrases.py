@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from hallucination_guard.errors import InputError
+from hallucination_guard.values import from_json
 
 __all__ = ["Group", "read_groups", "shipped_groups"]
 
@@ -68,7 +68,7 @@ def read_groups(path: str | Path, *, labelled: bool = False) -> list[Group]:
 
 def _group(line: bytes, where: str) -> Group:
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}", hint="one object a line") from None
     if not isinstance(row, dict):

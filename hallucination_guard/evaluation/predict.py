@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings, check_felt
 from hallucination_guard.scoring.head_walk import walk_head
-from hallucination_guard.values import Anchor, Generation
+from hallucination_guard.values import Anchor, FrozenDict, Generation
 
 __all__ = ["Predicted", "predict"]
 
@@ -49,7 +48,7 @@ class Predicted:
     judge: str = "contains"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank_correlation", MappingProxyType(dict(self.rank_correlation)))
+        object.__setattr__(self, "rank_correlation", FrozenDict(self.rank_correlation))
 
     @property
     def margin(self) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import JSON
+from hallucination_guard.values import JSON, from_json
 
 __all__ = ["Store"]
 
@@ -48,7 +48,7 @@ class Store:
         raw = self.path.read_bytes()
         end = raw.rfind(b"\n") + 1
         try:
-            header, *rows = [json.loads(line) for line in raw[:end].splitlines()] or [self._binding]
+            header, *rows = [from_json(line) for line in raw[:end].splitlines()] or [self._binding]
             self.rows = {row["id"]: row for row in rows}
             kept = dict(header)
         except (ValueError, TypeError, KeyError):

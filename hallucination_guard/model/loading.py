@@ -118,6 +118,8 @@ def unwrapped(model: Any) -> Any:
 
 def _load(auto: Any, path: str, *, device_map: DeviceMap, dtype: torch.dtype | str | None, **kwargs: Any) -> Any:
     cuda = torch.cuda.is_available()
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ModelError(f"dtype is {dtype!r}", hint="for example bfloat16, float16, float32 or auto")
     if dtype is None:
         dtype = torch.bfloat16 if cuda else torch.float32
     if device_map is not None:

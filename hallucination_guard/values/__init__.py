@@ -24,7 +24,7 @@ from hallucination_guard.values.decision import (
 from hallucination_guard.values.generation import Anchor, FinishReason, Generation, Kept, Rule
 from hallucination_guard.values.identity import ModelIdentity, ScorerIdentity
 from hallucination_guard.values.outcome import Outcome
-from hallucination_guard.values.plain import JSON
+from hallucination_guard.values.plain import JSON, FrozenDict, from_json
 from hallucination_guard.values.prompt import (
     Message,
     Messages,
@@ -50,6 +50,7 @@ __all__ = [
     "Drawing",
     "Escalate",
     "FinishReason",
+    "FrozenDict",
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
@@ -77,6 +78,7 @@ __all__ = [
     "Verdict",
     "as_messages",
     "checked_text",
+    "from_json",
     "is_batch",
     "question_of",
 ]

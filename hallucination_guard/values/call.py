@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass, field
 
 from hallucination_guard.errors import InputError
+from hallucination_guard.values.plain import FrozenDict
 from hallucination_guard.values.prompt import checked_text
 
 __all__ = ["Call"]
@@ -39,15 +38,7 @@ class Call:
         for name, value in self.tags.items():
             _text("the name of a tag", name)
             _text(f"the tag {name!r}", value)
-        object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return (_rebuilt, ({**values, "tags": dict(self.tags)},))  # a read-only view does not travel
-
-
-def _rebuilt(values: dict[str, Any]) -> Call:
-    return Call(**values)
+        object.__setattr__(self, "tags", FrozenDict(self.tags))
 
 
 def _text(what: str, value: object) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal, Self, TypeAlias
 
 from hallucination_guard.values.generation import Anchor
 from hallucination_guard.values.identity import ScorerIdentity
+from hallucination_guard.values.plain import FrozenDict
 
 __all__ = ["LOWER_IS_LESS_CERTAIN", "Prefix", "Score", "Status"]
 
@@ -62,11 +62,7 @@ class Score:
                 raise ValueError(f"score {name!r} is {value!r}, not a finite number")
         if not all(map(math.isfinite, (*self.token_entropies, *self.token_logprobs))):
             raise ValueError("a token entropy or log probability is not finite")
-        object.__setattr__(self, "scores", MappingProxyType(dict(self.scores)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return (_rebuilt, (type(self), {**values, "scores": dict(self.scores)}))  # a read-only view does not travel
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
 
     @classmethod
     def unscorable(cls, reason: str, *, scorer: ScorerIdentity) -> Self:
@@ -77,7 +73,3 @@ class Score:
     def failed(cls, reason: str, *, scorer: ScorerIdentity) -> Self:
         """Measuring was tried and failed."""
         return cls(status="error", reason=reason, scorer=scorer)
-
-
-def _rebuilt(kind: Any, values: dict[str, Any]) -> Any:
-    return kind(**values)

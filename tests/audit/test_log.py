@@ -597,3 +597,25 @@ class TestARunningLogRemembersItsHead:
             other(a_record())
         log(a_record())
         assert (verify(path).ok, verify(path).records) == (True, 2)
+
+
+class TestWhatIsNoLogIsNotWrittenTo:
+    @pytest.mark.parametrize("content", [b"hello\n", b"{}\n", b'{"id": 1}\n', bytes(100)])
+    def test_a_file_of_another_kind(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        with pytest.raises(AuditError, match="no audit log"):
+            AuditLog(path)
+        assert path.read_bytes() == content
+
+    def test_a_file_without_an_end_is_refused_before_it_is_held_in_memory(self, path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(200 << 20)
+        with pytest.raises(AuditError, match="more than 64 MiB"):
+            AuditLog(path)
+
+    def test_a_planted_link_in_the_anchors_place_is_not_followed(self, path: Path, tmp_path: Path) -> None:
+        victim = tmp_path / "victim"
+        victim.write_text("precious")
+        Path(f"{anchor_path(path)}.tmp").symlink_to(victim)
+        AuditLog(path, fsync=False)(a_record())
+        assert victim.read_text() == "precious" and verify(path).ok

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,23 @@ class TestPrinting:
 
     def test_the_whole_value_is_there_for_debuggers(self) -> None:
         assert "verdict=Verdict(" in repr(scripted("Paris", GOOD, ABSTAIN)("Capital?"))
+
+
+class TestTravelling:
+    """Values and errors can be copied, pickled and taken apart."""
+
+    @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+    def test_an_outcome_is_the_same_on_the_other_side(self, way: Any) -> None:
+        outcome = scripted("Paris", GOOD, ABSTAIN)("Capital?", call=Call(tags={"a": "b"}))
+        assert way(outcome) == outcome
+
+    def test_an_outcome_can_be_taken_apart_into_json(self) -> None:
+        plain = asdict(scripted("Paris", GOOD, ABSTAIN)("Capital?"))
+        assert json.loads(json.dumps(plain["verdict"]["score"]["scores"])) == {"hybridgrad": GOOD}
+
+    def test_its_mappings_are_not_changed(self) -> None:
+        scores = scripted("Paris", GOOD, ABSTAIN)("Capital?").verdict.score.scores
+        for change in (lambda: scores.update(a=1), lambda: scores.pop("hybridgrad"), lambda: scores.__ior__({"a": 1})):
+            with pytest.raises(TypeError):
+                change()
+        assert dict(scores) == {"hybridgrad": GOOD}

@@ -39,6 +39,9 @@ class LowConfidenceError(GuardError, ModelError):
         )
         self.outcome = outcome
 
+    def __reduce__(self) -> tuple[type[LowConfidenceError], tuple[Outcome]]:
+        return (LowConfidenceError, (self.outcome,))
+
 
 def as_guard_messages(messages: Sequence[BaseMessage]) -> list[Message]:
     """Roles and texts.

@@ -18,6 +18,9 @@ from hallucination_guard.values import Answerer, Message, Passage, Retrieve
 
 __all__ = ["ask", "look_up"]
 
+_MOST = 64
+_PLACES = threading.BoundedSemaphore(_MOST)  # a call that hangs keeps its thread: without a bound they would pile up
+
 
 def look_up(move: Retrieve, query: str) -> tuple[Passage, ...]:
     """The passages that a retriever finds, at most ``move.k``.
@@ -74,6 +77,7 @@ def _within(call: Callable[[Any], Any], argument: object, timeout: float) -> Any
     It runs in a thread of its own: only so can it be left behind when it hangs, and only so can an async one be awaited
     from a thread that already has a running loop. The thread is a daemon, so that a hung call cannot hold up the exit.
     """
+    places = _PLACES
     results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -82,10 +86,21 @@ def _within(call: Callable[[Any], Any], argument: object, timeout: float) -> Any
             results.put((asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value, None))
         except BaseException as error:  # handed to the caller's thread, which raises
             results.put((None, error))
+        finally:
+            places.release()
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="hallucination-guard-call").start()
     name = getattr(call, "__qualname__", type(call).__name__)
+    if not places.acquire(blocking=False):
+        raise CallError(
+            f"{name} was not called: {_MOST} calls are under way or hang",
+            hint="look for a retriever or an escalation target that does not come back",
+        )
+    try:
+        threading.Thread(target=context.run, args=(run,), daemon=True, name="hallucination-guard-call").start()
+    except RuntimeError:
+        places.release()
+        raise CallError(f"{name} was not called: no thread can be started") from None
     try:
         value, error = results.get(timeout=timeout)
     except queue.Empty:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerI
 __all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure", "white_box"]
 
 _VERSION = "1"
+_VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,6 @@ def nothing_to_measure(generation: Generation) -> str:
     """Why this answer cannot be scored; empty if it can."""
     if not generation.response_token_ids:
         return "the answer is empty"
-    if not generation.text.strip():
-        return "the answer has no visible text, only special tokens or white space"
+    if not any(unicodedata.category(each)[0] in _VISIBLE for each in generation.text):
+        return "the answer has no visible text, only special tokens, white space or punctuation"
     return ""

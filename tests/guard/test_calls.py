@@ -10,6 +10,7 @@ import pytest
 from langchain_core.documents import Document
 
 from hallucination_guard import Guard
+from hallucination_guard.guard import calls
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard.values import Outcome, Passage
 from hallucination_guard_policies import Accept, EscalateBelow, RetrieveBelow
@@ -235,3 +236,24 @@ def raising(error: Exception) -> Any:
         raise error
 
     return call
+
+
+class TestHungCalls:
+    def test_when_too_many_hang_the_next_is_refused_and_the_answer_withheld(self, never: Any, monkeypatch: Any) -> None:
+        monkeypatch.setattr(calls, "_MOST", 2)
+        monkeypatch.setattr(calls, "_PLACES", threading.BoundedSemaphore(2))
+        asked: list[str] = []
+
+        def hang(query: str) -> list[str]:
+            asked.append(query)
+            never.wait()
+            return ["late"]
+
+        outcomes = [looking_up(hang, timeout=0.05, tries=1)("Q?") for _ in range(3)]
+        assert [each.decision.rule for each in outcomes] == ["retrieve_failed"] * 3
+        assert "2 calls are under way or hang" in outcomes[2].decision.reason
+        assert len(asked) == 2
+
+    def test_a_place_is_free_again_when_a_call_comes_back(self, monkeypatch: Any) -> None:
+        monkeypatch.setattr(calls, "_PLACES", threading.BoundedSemaphore(1))
+        assert [looking_up(lambda query: ["found"])("Q?").text for _ in range(3)] == ["b"] * 3

@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.language_models import FakeListChatModel, FakeListLLM
+from langchain_core.language_models import FakeListChatModel, FakeListLLM, GenericFakeChatModel
 from langchain_core.language_models.fake import FakeStreamingListLLM
+from langchain_core.messages import AIMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.checkpoint.memory import InMemorySaver
@@ -235,3 +236,12 @@ def test_an_answer_to_what_was_not_asked_stops_the_chain_if_wished(audit: AuditC
 
 def test_its_policy_describes_itself() -> None:
     assert _Observe().describe() == {"id": "observe", "version": 1}
+
+
+def test_an_answer_that_says_it_was_guarded_elsewhere_is_recorded_all_the_same(
+    audit: AuditCallback, sink: MemorySink
+) -> None:
+    """What a served model writes into its metadata proves nothing; it must not keep an answer out of the log."""
+    said = AIMessage(TOLD, response_metadata={"hallucination_guard": {"decision": "accept"}})
+    GenericFakeChatModel(messages=iter([said])).invoke(ASKED, {"callbacks": [audit]})
+    assert [each.answer for each in sink.records] == [TOLD]

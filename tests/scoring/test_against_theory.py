@@ -136,3 +136,15 @@ class TestSettings:
         generation = white.generate(QUESTIONS[1], max_new_tokens=5, temperature=1.0, seed=0)
         cheap, full = Likelihood()(white, generation), HybridGrad()(white, generation)
         assert dict(cheap.scores) == pytest.approx({name: full.scores[name] for name in cheap.scores})
+
+
+@pytest.mark.parametrize("text", ["", " \n", ".", "...", "\u200b\u200d", "\u202e", "\u0301", "–", "\x07"], ids=ascii)
+def test_an_answer_with_nothing_visible_is_unscorable(text: str) -> None:
+    white = WhiteBoxModel(tiny_model(), tiny_tokenizer(), self_test=False)
+    assert HybridGrad()(white, white.read("Who?", answer=text)).status == "unscorable"
+
+
+@pytest.mark.parametrize("text", ["a", "7", "€", "=", "é", "東", "👍", "(a)"])
+def test_a_letter_a_number_or_a_symbol_is_an_answer(text: str) -> None:
+    white = WhiteBoxModel(tiny_model(), tiny_tokenizer(), self_test=False)
+    assert HybridGrad()(white, white.read("Who?", answer=text)).status == "scored"

@@ -18,7 +18,7 @@ from hallucination_guard.calibration import Calibration
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
 from hallucination_guard.values import JSON, Decision, Model, Scorer, Situation, Verdict
-from hallucination_guard_langchain.convert import KEY, as_guard_messages, thread_of
+from hallucination_guard_langchain.convert import LLM_TYPE, as_guard_messages, thread_of
 
 __all__ = ["AuditCallback"]
 
@@ -37,6 +37,7 @@ class _Observe:
 class _Asked:
     prompts: list[list[BaseMessage]]
     thread_id: str | None
+    guarded: bool
 
 
 class AuditCallback(BaseCallbackHandler):
@@ -72,7 +73,9 @@ class AuditCallback(BaseCallbackHandler):
         self, serialized: dict[str, Any], messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
     ) -> None:
         """Remember what is asked."""
-        asked = _Asked(messages, thread_of({"metadata": kwargs.get("metadata") or {}}))
+        # By the kind of the model object, not by what the answer says of itself: a served model can write any metadata.
+        guarded = (kwargs.get("invocation_params") or {}).get("_type") == LLM_TYPE
+        asked = _Asked(messages, thread_of({"metadata": kwargs.get("metadata") or {}}), guarded)
         with self._lock:
             self._asked[run_id] = asked
 
@@ -91,10 +94,10 @@ class AuditCallback(BaseCallbackHandler):
             asked = self._asked.pop(run_id, None)
         if asked is None:
             raise InputError("an answer came for a question that was not seen", hint="attach the callback before")
+        if asked.guarded:
+            return  # the guard has recorded it
         for messages, generations in zip(asked.prompts, response.generations, strict=False):
             for generation in generations:
                 message = generation.message if isinstance(generation, ChatGeneration) else None
-                if message is not None and KEY in message.response_metadata:
-                    continue
                 text = generation.text if message is None else str(message.text)
                 self.guard.review(as_guard_messages(messages), answer=text, thread_id=asked.thread_id)

@@ -13,7 +13,13 @@ from langchain_core.runnables import ensure_config
 from pydantic import ConfigDict, Field
 
 from hallucination_guard.guard import Guard
-from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
+from hallucination_guard_langchain.convert import (
+    LLM_TYPE,
+    LowConfidenceError,
+    as_ai_message,
+    as_guard_messages,
+    thread_of,
+)
 from hallucination_guard_langchain.quiet import unheard
 
 __all__ = ["GuardedChatModel"]
@@ -49,7 +55,7 @@ class GuardedChatModel(BaseChatModel):
 
     @property
     def _llm_type(self) -> str:
-        return "hallucination-guard"
+        return LLM_TYPE
 
     @property
     def _name(self) -> str:

@@ -13,10 +13,13 @@ from langchain_core.runnables import RunnableConfig
 from hallucination_guard.errors import GuardError, InputError
 from hallucination_guard.values import Message, Outcome
 
-__all__ = ["KEY", "LowConfidenceError", "as_ai_message", "as_guard_messages", "thread_of", "verdict_of"]
+__all__ = ["KEY", "LLM_TYPE", "LowConfidenceError", "as_ai_message", "as_guard_messages", "thread_of", "verdict_of"]
 
 KEY = "hallucination_guard"
 """Where the verdict lies in ``AIMessage.response_metadata``."""
+
+LLM_TYPE = "hallucination-guard"
+"""By which LangChain names the kind of the guarded chat model."""
 
 # Blocks of earlier turns that say nothing to the reader: calls stand in tool_calls, thoughts are not handed on.
 _UNSAID = frozenset({"tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking"})

@@ -11,6 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = {"values": "guard", "demo": "test_examples.py", "testing.py": "guard/test_scripted.py"}
+# Of a wing whose tests take more than a minute, those that compare a file with autograd and theory.
+OWN = {
+    "scoring/gradients.py": "scoring/test_paths.py",
+    "scoring/head_walk.py": "scoring/test_parts.py",
+    "scoring/scorers.py": "scoring/test_against_theory.py",
+}
 PACKAGES = {
     "policies/hallucination_guard_policies": "policies",
     "integrations/langchain/hallucination_guard_langchain": "langchain",
@@ -43,7 +49,7 @@ def tests_of(path: str) -> Path | None:
     if len(parts) < 2 or parts[0] != "hallucination_guard" or not path.endswith(".py"):
         return None
     wing = parts[1]
-    own = Path("tests", wing, f"test_{parts[-1]}")
+    own = Path("tests", OWN.get("/".join(parts[1:]), f"{wing}/test_{parts[-1]}"))
     if (ROOT / own).is_file():
         return own
     if wing == "cli":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
@@ -11,6 +12,7 @@ from hallucination_guard.values import (
     Anchor,
     FinishReason,
     Generation,
+    GenerationSettings,
     Message,
     Messages,
     Model,
@@ -36,6 +38,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_DRAWN = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": ()}  # as a white-box model
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SIZES = {
     "vocab_size": 320,
@@ -160,14 +163,22 @@ class ScriptedModel:
         name: of the model.
         fingerprint: two scripted models with different ones are different models to a calibration.
         context: the most tokens that a prompt may have; None for no limit.
+        ending: how its answers end.
 
     ``calls`` holds, for every answer given, the turns it answers and the settings it was generated with.
     """
 
     def __init__(
-        self, answers: Answers, *, name: str = "scripted", fingerprint: str = "scripted", context: int | None = None
+        self,
+        answers: Answers,
+        *,
+        name: str = "scripted",
+        fingerprint: str = "scripted",
+        context: int | None = None,
+        ending: FinishReason = "stop",
     ) -> None:
         self._answers = answers
+        self._ending = ending
         self.name = name
         self.context = context
         self.identity = ModelIdentity(name=name, fingerprint=fingerprint, dtype="float32", template="none")
@@ -190,15 +201,22 @@ class ScriptedModel:
 
     def generate(self, messages: Messages | Sequence[Messages], **settings: Any) -> Any:
         """The next answer; a list of them for a list of prompts."""
-        if is_batch(messages):
-            return [self._generation(self.prompt(each), self._next(each, settings), "stop") for each in messages]
-        prompt = cast("Messages", messages)
-        return self._generation(self.prompt(prompt), self._next(prompt, settings), "stop")
+        questions = settings.get("question")
+        drawn = GenerationSettings.of({**_DRAWN, **{key: settings[key] for key in settings if key != "question"}})
+        batch: Sequence[Messages] = messages if is_batch(messages) else [cast("Messages", messages)]
+        each_question = [questions] * len(batch) if questions is None or isinstance(questions, str) else questions
+        made = [
+            self._generation(
+                self.prompt(each), self._next(each, settings), self._ending, replace(drawn, question=question)
+            )
+            for each, question in zip(batch, each_question, strict=True)
+        ]
+        return made if is_batch(messages) else made[0]
 
     def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
         """Take an answer that something else wrote."""
         text = answer if isinstance(answer, str) else bytes(answer).decode("utf-8", "replace")
-        return self._generation(self.prompt(messages), text, "read")
+        return self._generation(self.prompt(messages), text, "read", GenerationSettings(question=question))
 
     def _next(self, messages: Messages, settings: dict[str, Any]) -> str:
         turns = as_messages(messages)
@@ -221,13 +239,14 @@ class ScriptedModel:
             )
         return str(answers[told])
 
-    def _generation(self, prompt: Prompt, text: str, reason: FinishReason) -> Generation:
+    def _generation(self, prompt: Prompt, text: str, ending: FinishReason, settings: GenerationSettings) -> Generation:
         return Generation(
             messages=prompt.messages,
             prompt_token_ids=prompt.token_ids,
             response_token_ids=_bytes(text),
             text=text,
-            finish_reason=reason,
+            finish_reason=ending,
+            settings=settings,
             model=self.identity,
             anchor=Anchor(index=-1, token=prompt.text[-1], rule="last_user_token"),
         )

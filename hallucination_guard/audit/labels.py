@@ -23,7 +23,7 @@ from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.audit.request import Request, requests
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import AuditError, InputError
-from hallucination_guard.values import ModelIdentity, ScorerIdentity, from_json
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity, from_json
 
 __all__ = ["Label", "by_record", "label", "label_all", "labelled_answers", "labels_of", "labels_path", "read_labels"]
 
@@ -270,6 +270,7 @@ def _labelled(record: AuditRecord, correct: bool, judge: str) -> Labelled:
             length=record.tokens["out"],
             model=ModelIdentity(**plain["model"]),
             scorer=ScorerIdentity(**plain["scorer"]),
+            conditions=Conditions.from_json_dict(plain.get("conditions")),
             seconds=plain["seconds"],
         )
     except (ValueError, TypeError, KeyError) as error:

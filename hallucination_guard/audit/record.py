@@ -46,6 +46,9 @@ class AuditRecord:
         anchor: t*: ``index`` (negative, from the end of the prompt), ``token``, ``rule``; None without a gradient.
         prefix: where the gradient read what comes before t*: ``kept`` from generating, ``reread`` in another pass, or
             ``whole``: with a graph over all of it. None without a gradient, and in logs that are older than this field.
+        conditions: how the answer was drawn and how it ended, see :class:`~hallucination_guard.values.Conditions`; None
+            of an answer that nobody scored, and in logs that are older than this field.
+        uncovered: what of the answer the calibration does not cover; empty if nothing.
         confidence: calibrated P(correct) in [0, 1]; None when uncalibrated or unscored.
         certificate: id of the certificate that holds, if one does.
         policy: ``id``, ``version``, ``hash``.
@@ -82,6 +85,8 @@ class AuditRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     anchor: Mapping[str, JSON] | None = None
     prefix: Prefix | None = None
+    conditions: Mapping[str, JSON] | None = None
+    uncovered: str = ""
     confidence: float | None = None
     certificate: str | None = None
     policy: Mapping[str, JSON]
@@ -131,7 +136,7 @@ class AuditRecord:
     def to_json_dict(self) -> dict[str, Any]:
         """All the fields in their order, as plain dicts, lists, strings and numbers; the caller's to change.
 
-        ``principal`` and ``tags`` are left out where nothing was said, so that such a record is what it always was.
+        Fields added later are left out where nothing was said, so that such a record is what it always was.
         """
         plain = {name: _thawed(getattr(self, name)) for name in _NAMES}
         return {name: value for name, value in plain.items() if value or name not in _IF_SAID}
@@ -165,7 +170,7 @@ class Sink(Protocol):
         ...
 
 
-_IF_SAID = frozenset({"principal", "tags"})
+_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered"})
 _LATER = frozenset({"prefix", *_IF_SAID})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
 

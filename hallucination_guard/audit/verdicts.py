@@ -8,6 +8,7 @@ from hallucination_guard.errors import AuditError, CalibrationMismatch
 from hallucination_guard.values import (
     JSON,
     LOWER_IS_LESS_CERTAIN,
+    Conditions,
     ModelIdentity,
     Policy,
     Score,
@@ -43,33 +44,39 @@ class Verdicts:
         """
         scorer = self._scorer(record)
         try:
+            drawn = None if record.conditions is None else Conditions.from_json_dict(record.conditions)
             score = Score(status=record.status, scorer=scorer, reason=record.detail, scores=record.scores)
             if self.calibration is None:
-                return Verdict(score=score, confidence=record.confidence)
+                return Verdict(
+                    score=score,
+                    confidence=record.confidence,
+                    finish_reason=None if drawn is None else drawn.endings[0],
+                    uncovered=record.uncovered,
+                )
         except (ValueError, TypeError) as error:
             raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
         # As the guard does: what was certified of single drafts says nothing about a second one. Whether scores had
         # drifted by then, only a decision by this rule says.
         holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
         suspended = record.reason if record.rule == "suspended" else ""
-        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
+        return self.calibration.verdict(score, conditions=drawn, certificates=holding, suspended=suspended)
 
-    def doubt(self, verdict: Verdict) -> tuple[bool, float] | None:
+    def doubt(self, verdict: Verdict) -> tuple[int, float] | None:
         """How the guard orders drafts, the most certain first; None if the log does not say what it ordered by."""
         score = verdict.score
         if score.status != "scored":
-            return (True, 0.0)
+            return (2, 0.0)
         if self.calibration is not None:
-            return (False, self.calibration.value(score))
+            return (int(verdict.confidence is None), self.calibration.value(score))
         if verdict.confidence is not None:
-            return (False, -verdict.confidence)
+            return (0, -verdict.confidence)
         name = score.scorer.name  # a scorer is named after the score that it is about
         if name not in score.scores:
             if len(score.scores) > 1:
                 return None
             [name] = score.scores
         value = score.scores[name]
-        return (False, -value if name in LOWER_IS_LESS_CERTAIN else value)
+        return (int(bool(verdict.uncovered)), -value if name in LOWER_IS_LESS_CERTAIN else value)
 
     def _scorer(self, record: AuditRecord) -> ScorerIdentity:
         """A log has few models and scorers and many records: each pair is built and checked once."""

@@ -7,25 +7,47 @@ pickle; applying it needs nothing but what is in it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from hallucination_guard.calibration.certificate import Certificate, Infeasible, drafts_hash, policy_hash
 from hallucination_guard.calibration.fusion import Fusion
 from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
 from hallucination_guard.calibration.report import FitReport
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
-from hallucination_guard.values import ModelIdentity, Policy, Score, ScorerIdentity, Verdict
+from hallucination_guard.values import (
+    Conditions,
+    ModelIdentity,
+    Policy,
+    Score,
+    ScorerIdentity,
+    Verdict,
+)
 
 __all__ = ["FUSED", "Calibration"]
 
 FUSED = "fused"
 """The name of the score that a :class:`~hallucination_guard.calibration.fusion.Fusion` makes."""
+
+_COVERED = {
+    *("score", "fusion", "fingerprint", "structure", "dtype", "template"),
+    *("scorer", "scorer_version", "scorer_settings", "conditions"),
+}
 
 
 class Calibration(BaseModel):
@@ -38,8 +60,9 @@ class Calibration(BaseModel):
         slope: b; positive, so that a higher score never means a higher confidence.
         table: of the isotonic map: (score, confidence), scores rising, confidences falling.
         fusion: the weights of the fused score.
-        fingerprint: of the model it was fitted on; also ``dtype`` and ``template``.
+        fingerprint: of the model it was fitted on; also ``structure``, ``dtype`` and ``template``.
         scorer: name, version and settings of the scorer.
+        conditions: how the answers were drawn, and how they ended.
         judge: who gave the labels; None where it was not said.
         examples: n, labelled answers used.
         correct: how many of them were right.
@@ -53,7 +76,7 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[3] = 3
     score: str
     map: Kind = "platt"
     intercept: float | None = None
@@ -61,11 +84,13 @@ class Calibration(BaseModel):
     table: Table = ()
     fusion: Fusion | None = None
     fingerprint: str
+    structure: str
     dtype: str
     template: str
     scorer: str
     scorer_version: str
     scorer_settings: dict[str, str]
+    conditions: Conditions
     judge: str | None = None
     examples: int = Field(ge=2)
     correct: int = Field(ge=1)
@@ -75,6 +100,15 @@ class Calibration(BaseModel):
     certificates: tuple[Certificate, ...] = ()
     infeasible: tuple[Infeasible, ...] = ()
     reference: tuple[float, ...] = ()
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _as_written(cls, given: object) -> Conditions:
+        return given if isinstance(given, Conditions) else Conditions.from_json_dict(given)
+
+    @field_serializer("conditions")
+    def _in_plain(self, conditions: Conditions) -> dict[str, Any]:
+        return conditions.to_json_dict()
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -93,6 +127,8 @@ class Calibration(BaseModel):
             raise ValueError(f"{self.correct} of {self.examples} answers cannot be right")
         if strange := [each.id for each in self.certificates if each.data != self.data]:
             raise ValueError(f"the certificates {strange!r} are of other data than the calibration")
+        if unbound := [each.id for each in self.certificates if each.covers != self.covered]:
+            raise ValueError(f"the certificates {unbound!r} are of another model, scorer or conditions")
         if odd := set(named) - {self.score}:
             raise ValueError(f"a certificate reads {sorted(odd)!r} and the calibration {self.score!r}")
         for first, later in zip(self.certificates, self.certificates[1:], strict=False):
@@ -101,6 +137,12 @@ class Calibration(BaseModel):
             if first.policy != later.policy:
                 raise ValueError("the certificates are of different policies")
         return self
+
+    @property
+    def covered(self) -> str:
+        """Hash of what certificates cover besides the policy: model, scorer, the score that is read, conditions."""
+        plain = self.model_dump(mode="json", include=_COVERED)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, score: Score) -> float:
         """The number that is read: the higher, the less certain.
@@ -135,25 +177,41 @@ class Calibration(BaseModel):
         assert self.intercept is not None and self.slope is not None  # _says_one_thing saw to it
         return platt(value, intercept=self.intercept, slope=self.slope)
 
-    def verdict(self, score: Score, *, certificates: Iterable[Certificate] = (), suspended: str = "") -> Verdict:
+    def verdict(
+        self,
+        score: Score,
+        *,
+        conditions: Conditions | None,
+        certificates: Iterable[Certificate] = (),
+        suspended: str = "",
+    ) -> Verdict:
         """What a score means.
 
         Args:
             score: of one answer; without numbers it gets no confidence and passes no certificate.
+            conditions: how that answer was drawn and how it ended; None where nobody knows: no certificate covers it.
             certificates: those that hold here, see :meth:`covering`.
             suspended: why they do not hold at the moment; empty while they do.
 
         Raises:
             CalibrationError: if the answer has not the score that this was fitted on.
         """
+        if conditions is None:
+            ending, uncovered, cut = None, "it is not known how the answer was drawn", ""
+        else:
+            [ending] = conditions.endings
+            uncovered, cut = self.conditions.lacks(conditions), self.conditions.cut(conditions)
+        bare = Verdict(score=score, suspended=suspended, finish_reason=ending, uncovered=cut or uncovered)
         if score.status != "scored":
-            return Verdict(score=score, suspended=suspended)
-        value = self.value(score)
-        confidence = self._confidence(value)
-        passed = () if suspended else sorted((each for each in certificates if value <= each.threshold), key=_alpha)
-        if not passed:
-            return Verdict(score=score, confidence=confidence, suspended=suspended)
-        return Verdict(score=score, confidence=confidence, max_risk=passed[0].alpha, certificate=passed[0].id)
+            return bare
+        value = self.value(score)  # also of a cut answer: a score that cannot be read is said first
+        if cut:
+            return bare
+        sure = replace(bare, confidence=self._confidence(value))
+        passed = sorted((each for each in certificates if value <= each.threshold), key=_alpha)
+        if suspended or uncovered or not passed:
+            return sure
+        return replace(sure, max_risk=passed[0].alpha, certificate=passed[0].id)
 
     def covering(self, policy: Policy) -> tuple[Certificate, ...]:
         """The certificates that hold for what ``policy`` lets through.
@@ -161,7 +219,8 @@ class Calibration(BaseModel):
         One of single drafts holds for a policy that makes no further attempts; every other one for the policy whose
         attempts were certified, which is known by its hash.
         """
-        if not self.certificates:
+        unnamed: str = getattr(policy, "unnamed", "")
+        if not self.certificates or unnamed:
             return ()
         known = {policy_hash(policy), drafts_hash(policy)} | ({None} if not getattr(policy, "redraws", True) else set())
         return tuple(each for each in self.certificates if each.policy in known)
@@ -175,6 +234,7 @@ class Calibration(BaseModel):
         """
         pairs = {
             "model": (self.fingerprint, model.fingerprint),
+            "structure (config, adapters, hooks)": (self.structure, model.structure),
             "dtype": (self.dtype, model.dtype),
             "template": (self.template, model.template),
             "scorer": (self.scorer, scorer.name),

@@ -78,6 +78,7 @@ class Certificate(_Part):
         score: name of the score, or ``fused``.
         threshold: λ; answers with a score up to here are let through.
         policy: hash of the policy whose attempts were certified; None for single drafts.
+        covers: hash of model, scorer, weights of the score and conditions of the answers.
         n: questions tested; those of the fit part are not among them.
         answered: how many of them λ lets through.
         errors: how many of those are wrong.
@@ -94,6 +95,7 @@ class Certificate(_Part):
     score: str
     threshold: float
     policy: str | None = None
+    covers: str = ""
     n: int = Field(ge=1)
     answered: int = Field(ge=1)
     errors: int = Field(ge=0)
@@ -217,6 +219,7 @@ def certify(
     delta: float = 0.1,
     score: str,
     policy: str | None = None,
+    covers: str = "",
     data: str = "",
     date: str | None = None,
 ) -> tuple[Certificate | Infeasible, ...]:
@@ -229,6 +232,7 @@ def certify(
         delta: the probability with which each certificate may fail, in (0, 1).
         score: name of the score, for the certificate.
         policy: hash of the policy whose attempts these are; None for single drafts.
+        covers: hash of what else the certificates are bound to.
         data: hash of what was certified on.
         date: ISO; today by default.
 
@@ -260,6 +264,7 @@ def certify(
                 score=score,
                 threshold=float(grid[last]),
                 policy=policy,
+                covers=covers,
                 n=test.questions,
                 answered=int(answered[last]),
                 errors=int(wrong[last]),

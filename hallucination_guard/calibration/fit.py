@@ -25,7 +25,15 @@ from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map
 from hallucination_guard.calibration.report import FitReport, report_of
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
-from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, ModelIdentity, Policy, Score, ScorerIdentity
+from hallucination_guard.values import (
+    LOWER_IS_LESS_CERTAIN,
+    Conditions,
+    Generation,
+    ModelIdentity,
+    Policy,
+    Score,
+    ScorerIdentity,
+)
 
 __all__ = ["calibrate", "fit_calibration"]
 
@@ -35,14 +43,18 @@ _REFERENCE = 512
 
 
 def fit_calibration(
-    scores: Sequence[Score], correct: Sequence[bool], *, model: ModelIdentity, score: str | None = None
+    scores: Sequence[Score],
+    correct: Sequence[bool],
+    *,
+    generations: Sequence[Generation],
+    score: str | None = None,
 ) -> Calibration:
     """Fit a confidence map of Platt's kind, without certificates; :func:`calibrate` does all at once.
 
     Args:
         scores: of labelled answers of one model by one scorer; what could not be scored is left out.
         correct: whether each answer was right.
-        model: identity of that model.
+        generations: those answers.
         score: which score to read; the scorer's own by default.
 
     Raises:
@@ -50,13 +62,17 @@ def fit_calibration(
             score lower than wrong ones: then this score knows nothing here, and no confidence is made of it.
         MissingExtra: if scikit-learn is not installed.
     """
-    pairs = [(each, bool(right)) for each, right in zip(scores, correct, strict=True) if each.status == "scored"]
-    labels = [right for _, right in pairs]
+    triples = zip(scores, correct, generations, strict=True)
+    answers = [(each, bool(right), made) for each, right, made in triples if each.status == "scored"]
+    pairs, labels = [(each, right) for each, right, _ in answers], [right for _, right, _ in answers]
     _refuse_too_few(labels)
     identities = {json.dumps(_plain(each.scorer), sort_keys=True) for each, _ in pairs}
     if len(identities) > 1:
         raise CalibrationError("the answers were scored by different scorers", hint="score all with one scorer")
-    scorer = pairs[0][0].scorer
+    if len({_model_of(made.model) for _, _, made in answers}) > 1:
+        raise CalibrationError("the answers are of different models", hint="calibrate on answers of one model")
+    scorer, model = pairs[0][0].scorer, answers[0][2].model
+    conditions = _together(Conditions.of(made) for _, _, made in answers)
     score = score or scorer.name
     if score in LOWER_IS_LESS_CERTAIN or any(score not in each.scores for each, _ in pairs):
         raise CalibrationError(f"{score!r} cannot be calibrated on", hint="a score that rises with doubt")
@@ -64,7 +80,7 @@ def fit_calibration(
     return Calibration(
         score=score,
         **fit_map(values, labels, kind="platt", name=score),
-        **_bound_to(model, scorer),
+        **_bound_to(model, scorer, conditions),
         examples=len(pairs),
         correct=sum(labels),
         data=_hash([values, labels]),
@@ -109,9 +125,11 @@ def calibrate(
         MissingExtra: if scikit-learn is not installed.
     """
     covered = _one_origin(answers, policy)
+    alphas = tuple(alphas)
+    if alphas and (unnamed := getattr(policy, "unnamed", "")):
+        raise CalibrationError(f"{unnamed}, so nothing can be certified of it", hint="give the rule a corpus")
     name = score or answers[0].scorer.name
     date = date or datetime.now(UTC).date().isoformat()
-    alphas = tuple(alphas)
     sequences = _sequences(answers)
     if share is None:
         share = FIT_SHARE_FUSED if name == FUSED else FIT_SHARE
@@ -127,28 +145,43 @@ def calibrate(
     ids = [each.id for each in mapped]
     plain = [[each.id, each.attempt, each.correct, sorted(each.scores.items())] for each in answers]
     data = _hash(sorted(plain))
-    found: tuple[Certificate | Infeasible, ...] = ()
-    if alphas:
-        _refuse_cut_short(sequences, several=covered is not None)
-        parts = [_drafts(sequences, part, name, fusion) for part in (fit_ids, test_ids)]
-        found = certify(*parts, alphas=alphas, delta=delta, score=name, policy=covered, data=data, date=date)
     first = sorted(value for value, each in zip(values, mapped, strict=True) if each.attempt == 1)
-    return Calibration(
+    calibration = Calibration(
         score=name,
         map=map,
         **parameters,
         fusion=fusion,
-        **_bound_to(answers[0].model, answers[0].scorer),
+        **_bound_to(answers[0].model, answers[0].scorer, _together(each.conditions for each in scored)),
         judge=answers[0].judge,
         examples=len(mapped),
         correct=sum(labels),
         data=data,
         date=date,
         report=_report(values, labels, ids, kind=map, name=name),
-        certificates=tuple(each for each in found if isinstance(each, Certificate)),
-        infeasible=tuple(each for each in found if isinstance(each, Infeasible)),
         reference=_thinned(first),
     )
+    if not alphas:
+        return calibration
+    _refuse_cut_short(sequences, several=covered is not None)
+    parts = [_drafts(sequences, part, name, fusion) for part in (fit_ids, test_ids)]
+    found = certify(
+        *parts,
+        alphas=alphas,
+        delta=delta,
+        score=name,
+        policy=covered,
+        covers=calibration.covered,
+        data=data,
+        date=date,
+    )
+    return _with(calibration, found)
+
+
+def _with(calibration: Calibration, found: Iterable[Certificate | Infeasible]) -> Calibration:
+    plain = {name: getattr(calibration, name) for name in Calibration.model_fields}
+    certificates = tuple(each for each in found if isinstance(each, Certificate))
+    infeasible = tuple(each for each in found if isinstance(each, Infeasible))
+    return Calibration(**{**plain, "certificates": certificates, "infeasible": infeasible})
 
 
 def _one_origin(answers: Sequence[Labelled], policy: Policy | None) -> str | None:
@@ -157,7 +190,7 @@ def _one_origin(answers: Sequence[Labelled], policy: Policy | None) -> str | Non
         raise CalibrationError("there are no answers to calibrate on", hint="evaluate writes labelled answers")
     for what, kinds in (
         ("judges", {each.judge for each in answers}),
-        ("models", {(each.model.fingerprint, each.model.dtype, each.model.template) for each in answers}),
+        ("models", {_model_of(each.model) for each in answers}),
         ("scorers", {json.dumps(_plain(each.scorer), sort_keys=True) for each in answers}),
         ("policies", {each.policy for each in answers}),
     ):
@@ -291,9 +324,22 @@ def _thinned(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple(scores[int((at + 0.5) * len(scores) / _REFERENCE)] for at in range(_REFERENCE))
 
 
-def _bound_to(model: ModelIdentity, scorer: ScorerIdentity) -> dict[str, Any]:
+def _model_of(model: ModelIdentity) -> tuple[str, ...]:
+    return (model.fingerprint, model.structure, model.dtype, model.template)
+
+
+def _together(each: Iterable[Conditions]) -> Conditions:
+    try:
+        return Conditions.together(each)
+    except ValueError as error:
+        raise CalibrationError(str(error), hint="calibrate on answers that were drawn alike") from None
+
+
+def _bound_to(model: ModelIdentity, scorer: ScorerIdentity, conditions: Conditions) -> dict[str, Any]:
     return {
+        "conditions": conditions,
         "fingerprint": model.fingerprint,
+        "structure": model.structure,
         "dtype": model.dtype,
         "template": model.template,
         "scorer": scorer.name,

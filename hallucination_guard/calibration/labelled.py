@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import FrozenDict, ModelIdentity, ScorerIdentity, from_json
+from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, from_json
 
 __all__ = ["Labelled", "read_labelled", "write_labelled"]
 
@@ -33,6 +33,7 @@ class Labelled:
         length: T, the answer's tokens.
         model: who answered.
         scorer: what measured.
+        conditions: how the answer was drawn and how it ended.
         policy: hash of the policy whose drafts these are; None for single greedy drafts without a policy.
         seconds: by name of what took them.
     """
@@ -46,6 +47,7 @@ class Labelled:
     length: int
     model: ModelIdentity
     scorer: ScorerIdentity
+    conditions: Conditions
     policy: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -53,6 +55,8 @@ class Labelled:
         _refuse_odd_types(self)
         if not isinstance(self.correct, bool):
             raise ValueError(f"the label of {self.id!r} is {self.correct!r}, neither true nor false")
+        if not isinstance(self.conditions, Conditions) or len(self.conditions.endings) != 1:
+            raise ValueError(f"the conditions of {self.id!r} are {self.conditions!r}, not those of one answer")
         if bool(self.scores) == bool(self.reason):
             raise ValueError(f"the answer {self.id!r} has scores {sorted(self.scores)!r} and reason {self.reason!r}")
         for name, value in self.scores.items():
@@ -84,6 +88,7 @@ class Labelled:
                 "version": self.scorer.version,
                 "settings": dict(self.scorer.settings),
             },
+            "conditions": self.conditions.to_json_dict(),
             "policy": self.policy,
             "seconds": dict(self.seconds),
         }
@@ -116,7 +121,8 @@ def _labelled(line: bytes, where: str) -> Labelled:
         row = from_json(line)
         model = ModelIdentity(**row.pop("model"))
         scorer = ScorerIdentity(**row.pop("scorer"))
-        return Labelled(model=model, scorer=scorer, **row)
+        conditions = Conditions.from_json_dict(row.pop("conditions", None))
+        return Labelled(model=model, scorer=scorer, conditions=conditions, **row)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
 

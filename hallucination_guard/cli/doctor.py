@@ -74,6 +74,7 @@ def _as_json(model: WhiteBoxModel, anchor: Anchor | None, context: str | None) -
         "vocabulary": model.vocabulary,
         "context": model.context,
         "fingerprint": model.identity.fingerprint,
+        "structure": model.identity.structure,
         "template": model.identity.template,
         "anchor": None if anchor is None else {"index": anchor.index, "token": anchor.token, "rule": anchor.rule},
         "anchor_context": context,

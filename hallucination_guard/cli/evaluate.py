@@ -275,10 +275,11 @@ def _run(options: _Options, items: Sequence[Item]) -> Run:
         prompting=prompting,
         binding={
             "data": data_hash(options.data),
-            "model": [model.identity.fingerprint, model.identity.template],
+            "model": [model.identity.fingerprint, model.identity.structure, model.identity.template],
             "prompt": prompting.template,
             "shots": options.shots,
             "max_new_tokens": options.max_new_tokens,
+            "rows": 2,  # since they hold the conditions of the answers
             "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
         },
         max_new_tokens=options.max_new_tokens,

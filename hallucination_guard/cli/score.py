@@ -139,7 +139,7 @@ def _file(options: _Options, raw: bytes, lines: Sequence[Line]) -> dict[str, int
     model, scorer = load(options.choice), HybridGrad()
     binding: dict[str, JSON] = {
         "input": hashlib.sha256(raw).hexdigest(),
-        "model": [model.identity.fingerprint, model.identity.template],
+        "model": [model.identity.fingerprint, model.identity.structure, model.identity.template],
         "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
         # Not the size of batches: who ran out of memory goes on with smaller ones.
         "max_new_tokens": options.max_new_tokens,

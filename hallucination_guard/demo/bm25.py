@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +20,8 @@ class BM25Retriever:
     Args:
         passages: what can be found; at least one.
         k: at most this many are found.
+
+    ``identity`` names what is searched, for a policy's ``corpus``.
 
     Raises:
         MissingExtra: if bm25s is not installed.
@@ -36,6 +40,8 @@ class BM25Retriever:
         self._bm25s: Any = bm25s
         self._passages = tuple(passages)
         self._k = k
+        plain = json.dumps([[each.id, each.text] for each in self._passages])
+        self.identity = f"bm25s k={k} {hashlib.sha256(plain.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
         self._index = bm25s.BM25()
         self._index.index(self._tokens([passage.text for passage in passages]), show_progress=False)
 

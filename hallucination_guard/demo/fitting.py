@@ -12,7 +12,7 @@ from hallucination_guard.evaluation.matching import contains_match
 from hallucination_guard.guard.moves import with_passages
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring import HybridGrad
-from hallucination_guard.values import Message, Score, as_messages, question_of
+from hallucination_guard.values import Generation, Message, Score, as_messages, question_of
 from hallucination_guard_policies.retrieve import TEMPLATE
 
 __all__ = ["MAX_NEW_TOKENS", "SCORE", "calibrated", "fit", "prompts_to_fit"]
@@ -40,15 +40,17 @@ def fit(model: WhiteBoxModel) -> Iterator[int | Calibration]:
     scorer, prompts = HybridGrad(), prompts_to_fit()
     scores: list[Score] = []
     correct: list[bool] = []
+    answers: list[Generation] = []
     for begin in range(0, len(prompts), _BATCH):
         part = prompts[begin : begin + _BATCH]
         generations = model.generate([messages for _, messages in part], max_new_tokens=MAX_NEW_TOKENS)
+        answers += generations
         scores += scorer.batch(model, generations)
         correct += [
             contains_match(each.text, question.answers) for each, (question, _) in zip(generations, part, strict=True)
         ]
         yield min(begin + _BATCH, len(prompts))
-    yield fit_calibration(scores, correct, model=model.identity, score=SCORE)
+    yield fit_calibration(scores, correct, generations=answers, score=SCORE)
 
 
 def calibrated(model: WhiteBoxModel) -> Calibration | None:

@@ -16,7 +16,7 @@ from hallucination_guard.evaluation.judges import Judge
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.model.white_box import WhiteBoxModel
-from hallucination_guard.values import Generation, ModelIdentity, Score, Scorer, ScorerIdentity
+from hallucination_guard.values import Conditions, Generation, ModelIdentity, Score, Scorer, ScorerIdentity
 
 __all__ = ["P_TRUE", "answer", "judge", "labelled", "p_true"]
 
@@ -117,6 +117,7 @@ def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:
         "query": item.query,
         "response": generation.text,
         "response_token_ids": list(generation.response_token_ids),
+        "conditions": Conditions.of(generation).to_json_dict(),
         "status": score.status,
         "reason": score.reason,
         "scores": dict(score.scores),
@@ -170,6 +171,7 @@ def labelled(
                     length=len(row["response_token_ids"]),
                     model=model,
                     scorer=scorer,
+                    conditions=Conditions.from_json_dict(row["conditions"]),
                     seconds=row["seconds"],
                 )
             )

@@ -63,7 +63,7 @@ def columns(
         raise InputError("there are no labelled answers", hint="evaluate some questions first")
     one_judge([each.judge for each in answers])
     for what, found in (
-        ("models", {(each.model.fingerprint, each.model.template) for each in answers}),
+        ("models", {(each.model.fingerprint, each.model.structure, each.model.template) for each in answers}),
         ("scorers", {str((each.scorer.name, each.scorer.version, dict(each.scorer.settings))) for each in answers}),
         ("policies", {each.policy for each in answers}),
     ):

@@ -225,6 +225,7 @@ class Guard:
                 response_token_ids=(),
                 text=answer,
                 finish_reason="read",
+                settings=GenerationSettings(question=progress.settings.question),
                 model=self.model.identity,
                 anchor=None,
             )
@@ -253,7 +254,7 @@ class Guard:
         """The certificates that hold for the policy, after a look at what may have been changed since the last call."""
         needs_risk = getattr(self.policy, "needs_risk", None) is not None
         if needs_risk and (uncovered := getattr(self.policy, "uncertified", "")):
-            raise PolicyError(uncovered, hint="let every rule of the policy say the same max_risk")
+            raise PolicyError(uncovered, hint="let every rule say the same max_risk, and a retrieving one its corpus")
         if self.calibration is None:
             if needs_risk:
                 raise ConfigurationError(

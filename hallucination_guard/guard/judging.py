@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
-from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Score, Verdict
+from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict
 
 __all__ = ["Judging"]
 
@@ -26,22 +26,22 @@ class Judging:
     drift: DriftMonitor | None
     primary: str
 
-    def verdict(self, score: Score, *, attempt: int) -> Verdict:
+    def verdict(self, score: Score, *, conditions: Conditions, attempt: int) -> Verdict:
         """What the score means. Drift is noticed by first drafts, as the calibration's reference is made of them."""
         if self.calibration is None:
-            return Verdict(score=score)
+            return Verdict(score=score, finish_reason=conditions.endings[0])
         if self.drift is not None and attempt == 1 and score.status == "scored":
             self.drift.observe(self.calibration.value(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
         suspended = "" if self.drift is None else self.drift.suspended
-        return self.calibration.verdict(score, certificates=holding, suspended=suspended)
+        return self.calibration.verdict(score, conditions=conditions, certificates=holding, suspended=suspended)
 
-    def doubt(self, verdict: Verdict) -> tuple[bool, float]:
-        """How drafts are ordered, the most certain first; one without a score comes last."""
+    def doubt(self, verdict: Verdict) -> tuple[int, float]:
+        """How drafts are ordered, the most certain first; cut ones come later, those without a score last."""
         if verdict.score.status != "scored":
-            return (True, 0.0)
+            return (2, 0.0)
         if self.calibration is not None:  # not by the confidence, of which an isotonic map gives many drafts the same
-            return (False, self.calibration.value(verdict.score))
+            return (int(verdict.confidence is None), self.calibration.value(verdict.score))
         value = verdict.score.scores[self.primary]
-        return (False, -value if self.primary in LOWER_IS_LESS_CERTAIN else value)
+        return (0, -value if self.primary in LOWER_IS_LESS_CERTAIN else value)

@@ -151,7 +151,7 @@ class Loop:
         progress.scoring += score.seconds
         progress.tokens_in += len(generation.prompt_token_ids)
         progress.tokens_out += len(generation.response_token_ids)
-        verdict = self.judging.verdict(score, attempt=progress.attempt)
+        verdict = self.judging.verdict(score, conditions=progress.conditions, attempt=progress.attempt)
         progress.newest = Draft(attempt=progress.attempt, generation=generation, verdict=verdict)
         if progress.judged is None or progress.redraw is None or progress.redraw.keep == "last":
             progress.judged = progress.newest

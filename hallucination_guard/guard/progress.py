@@ -9,6 +9,7 @@ from uuid import uuid4
 from hallucination_guard.guard.moves import Again
 from hallucination_guard.values import (
     Call,
+    Conditions,
     Decision,
     Drawing,
     Generation,
@@ -55,6 +56,7 @@ class Progress:
     began: float = field(default_factory=time.perf_counter)
     drawn: set[tuple[int, ...]] = field(default_factory=set)
     attempt: int = 0
+    drawn_under: Conditions | None = None
     rules: list[str] = field(default_factory=list)
     redraw: Redraw | None = None
     redraws: int = 0
@@ -80,6 +82,12 @@ class Progress:
         return drawing
 
     @property
+    def conditions(self) -> Conditions:
+        """Those of the newest draft: drawn as the call's first, since what is changed is the policy's, and its end."""
+        assert self.newest is not None and self.drawn_under is not None
+        return self.drawn_under.ended(self.newest.generation.finish_reason)
+
+    @property
     def situation(self) -> Situation:
         """What the policy may know."""
         return Situation(attempt=self.attempt, rules=tuple(self.rules), seconds=time.perf_counter() - self.began)
@@ -89,6 +97,7 @@ class Progress:
         self.given = None
         self.drawn.add(generation.response_token_ids)
         self.attempt += 1
+        self.drawn_under = self.drawn_under or Conditions.of(generation)
         self.newest = Draft(attempt=self.attempt, generation=generation, verdict=unfinished)
 
     def replace(self, generation: Generation) -> None:

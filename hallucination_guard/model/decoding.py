@@ -18,6 +18,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model.tokenizer import Tokenizer
+from hallucination_guard.values import FinishReason, GenerationSettings
 
 __all__ = ["Draw", "KeptLogits", "StopAtText", "end_of_answer"]
 
@@ -41,6 +42,12 @@ class Draw:
             raise InputError(f"temperature is {self.temperature!r}", hint="0 is greedy, 1 the model's own distribution")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p!r}", hint="a share of the probability, above 0 and at most 1")
+
+    @classmethod
+    def of(cls, settings: GenerationSettings) -> Draw:
+        """What the settings say of it, where they say something."""
+        given = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def processors(self, rows: int, device: torch.device) -> LogitsProcessorList:
         """To be followed by an argmax."""
@@ -113,8 +120,8 @@ class StopAtText(StoppingCriteria):  # type: ignore[misc]  # transformers is unt
 
 def end_of_answer(
     tokenizer: Tokenizer, ids: Sequence[int], end_ids: frozenset[int], texts: Sequence[str]
-) -> tuple[int, bool]:
-    """How many of the drawn ids are the answer, and whether it ended by itself.
+) -> tuple[int, FinishReason]:
+    """How many of the drawn ids are the answer, and how it ended.
 
     The answer ends before the first end token, and before the token in which a stop text begins.
     """
@@ -123,8 +130,8 @@ def end_of_answer(
         return str(tokenizer.decode(ids[:length], skip_special_tokens=True))
 
     length = next((at for at, drawn in enumerate(ids) if drawn in end_ids), len(ids))
-    ended = length < len(ids)
+    ending: FinishReason = "stop" if length < len(ids) else "length"
     begins = [at for stop in texts if (at := text().find(stop)) >= 0]
     while begins and length and len(text()) > min(begins):
-        length, ended = length - 1, True
-    return length, ended
+        length, ending = length - 1, "stop_text"
+    return length, ending

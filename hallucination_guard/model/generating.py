@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.view import undisturbed
-from hallucination_guard.values import Anchor, Generation, Prompt
+from hallucination_guard.values import Anchor, Generation, GenerationSettings, Prompt
 
 __all__ = ["generate"]
 
@@ -26,9 +26,7 @@ def generate(
     prompts: Sequence[Prompt],
     questions: Sequence[str | None],
     *,
-    max_new_tokens: int,
-    draw: Draw,
-    stop: tuple[str, ...],
+    settings: GenerationSettings,
 ) -> list[Generation]:
     """One answer a prompt, in order; see :meth:`WhiteBoxModel.generate`.
 
@@ -36,43 +34,49 @@ def generate(
         inside: the model.
         prompts: what it reads.
         questions: for each prompt, the part of it whose last token is t*, or None.
-        max_new_tokens: the answers' length at most; less where the context ends earlier.
-        draw: how the next token is chosen.
-        stop: texts that end an answer.
+        settings: how they are drawn, every one of them said; the answers are shorter where the context ends earlier.
     """
+    assert settings.max_new_tokens is not None
     # A prompt with little room left in the context must not cut its neighbours' answers short.
     rooms: dict[int, list[int]] = {}
     for at, prompt in enumerate(prompts):
-        room = max_new_tokens
+        room = settings.max_new_tokens
         if inside.context is not None:
             room = min(room, inside.context - len(prompt.token_ids))
         rooms.setdefault(room, []).append(at)
     made: dict[int, Generation] = {}
     for room, group in rooms.items():
-        asked = [(prompts[at], inside.anchor(prompts[at], questions[at])) for at in group]
-        made |= zip(group, _together(inside, asked, room, draw, stop), strict=True)
+        asked = [_Asked(prompts[at], inside.anchor(prompts[at], questions[at]), questions[at]) for at in group]
+        made |= zip(group, _together(inside, asked, room, settings), strict=True)
     return [made[at] for at in range(len(prompts))]
 
 
-def _together(
-    inside: Inside, asked: Sequence[tuple[Prompt, Anchor | None]], room: int, draw: Draw, stop: tuple[str, ...]
-) -> list[Generation]:
+class _Asked(NamedTuple):
+    prompt: Prompt
+    anchor: Anchor | None
+    question: str | None
+
+
+def _together(inside: Inside, asked: Sequence[_Asked], room: int, settings: GenerationSettings) -> list[Generation]:
     """Prompts with room for the same number of tokens, decoded as one batch."""
     began = time.perf_counter()
-    run = _decoded(inside, asked, room, draw, stop)
+    run = _decoded(inside, asked, room, settings)
     seconds = (time.perf_counter() - began) / len(asked)
     made = []
-    for row, (prompt, anchor) in enumerate(asked):
-        length, ended = end_of_answer(inside.tokenizer, run.drawn[row], inside.end_ids, stop)
+    identity = inside.identity
+    for row, (prompt, anchor, question) in enumerate(asked):
+        length, ending = end_of_answer(inside.tokenizer, run.drawn[row], inside.end_ids, settings.stop or ())
         answer = tuple(run.drawn[row][:length])
+        most = room if ending == "length" else settings.max_new_tokens  # the context may have cut it earlier
         made.append(
             Generation(
                 messages=prompt.messages,
                 prompt_token_ids=prompt.token_ids,
                 response_token_ids=answer,
                 text=inside.tokenizer.decode(answer, skip_special_tokens=True),
-                finish_reason="stop" if ended else "length",
-                model=inside.identity,
+                finish_reason=ending,
+                settings=replace(settings, question=question, max_new_tokens=most),
+                model=identity,
                 anchor=anchor,
                 seconds=seconds,
                 _trace=KeptTrace(run.trace(inside, row, prompt, anchor, answer)),
@@ -81,11 +85,10 @@ def _together(
     return made
 
 
-def _decoded(
-    inside: Inside, asked: Sequence[tuple[Prompt, Anchor | None]], room: int, draw: Draw, stop: tuple[str, ...]
-) -> _Run:
-    longest = max(len(prompt.token_ids) for prompt, _ in asked)
-    keep_from = min((longest + anchor.index for _, anchor in asked if anchor is not None), default=longest)
+def _decoded(inside: Inside, asked: Sequence[_Asked], room: int, settings: GenerationSettings) -> _Run:
+    draw, stop = Draw.of(settings), settings.stop or ()
+    longest = max(len(each.prompt.token_ids) for each in asked)
+    keep_from = min((longest + each.anchor.index for each in asked if each.anchor is not None), default=longest)
     if not inside.sliceable:
         keep_from = 0
     tap, kept = Tap(keep_from), KeptLogits(inside.model.dtype)
@@ -95,7 +98,7 @@ def _decoded(
     # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
     cache = DynamicCache() if inside.sliceable else None
     with undisturbed(inside.model, grad=False):
-        ids, mask = _left_padded(inside, [prompt.token_ids for prompt, _ in asked], config.pad_token_id)
+        ids, mask = _left_padded(inside, [each.prompt.token_ids for each in asked], config.pad_token_id)
         out = view.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -107,7 +110,7 @@ def _decoded(
     return _Run(
         drawn=out.sequences[:, longest:].tolist(),
         cache=cache,
-        states=tap.states() if any(anchor for _, anchor in asked) else None,
+        states=tap.states() if any(each.anchor for each in asked) else None,
         logits=kept,
         longest=longest,
         keep_from=keep_from,

@@ -49,10 +49,12 @@ class Inside:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which model this is; the fingerprint is computed on first use, and again once a weight has changed."""
+        """Which model this is; it is read on first use, and again once something is seen to have changed."""
+        weights, structure = self._fingerprint()
         return ModelIdentity(
             name=self.name,
-            fingerprint=self._fingerprint(),
+            fingerprint=weights,
+            structure=structure,
             dtype=str(self.model.dtype).removeprefix("torch."),
             template=template_hash(self.tokenizer) + ("" if self._profile is None else self._profile.mark),
         )

@@ -16,7 +16,7 @@ from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.literal import literal_ids
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.view import undisturbed
-from hallucination_guard.values import Generation, Messages, checked_text
+from hallucination_guard.values import Generation, GenerationSettings, Messages, checked_text
 
 __all__ = ["kept_trace", "place", "read", "trace_ids"]
 
@@ -37,6 +37,7 @@ def read(inside: Inside, messages: Messages, answer: str | Sequence[int], *, que
         response_token_ids=ids,
         text=text,
         finish_reason="read",
+        settings=GenerationSettings(question=question),
         model=inside.identity,
         anchor=inside.anchor(prompt, question),
         _trace=KeptTrace(None),

@@ -14,7 +14,6 @@ import torch
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model import generating, loading, packaged, reading
-from hallucination_guard.model.decoding import Draw
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.loading import DeviceMap
 from hallucination_guard.model.profile import Profile
@@ -207,17 +206,14 @@ class WhiteBoxModel(Inside):
         """
         if not isinstance(messages, str | Sequence) or isinstance(messages, bytes):
             raise InputError(f"the prompt is {messages!r}", hint="give a text, a list of messages, or a list of either")
-        GenerationSettings.of(
-            {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop}
-        )
+        drawing = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        settings = GenerationSettings.of({"max_new_tokens": max_new_tokens, **drawing, "stop": stop})
         batch: Sequence[Messages] = messages if is_batch(messages) else [cast("Messages", messages)]
         made = generating.generate(
             self,
             [self.prompt(each) for each in batch],
             _one_each(question, len(batch)),
-            max_new_tokens=max_new_tokens,
-            draw=Draw(temperature=temperature, top_p=top_p, seed=seed),
-            stop=tuple(stop),
+            settings=settings,
         )
         return made if is_batch(messages) else made[0]
 

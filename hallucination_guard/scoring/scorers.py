@@ -209,7 +209,8 @@ def check_own(model: Model, generation: Generation) -> None:
     Raises:
         ScoringError: if it is another's.
     """
-    if generation.model.fingerprint != model.identity.fingerprint:
+    own = model.identity
+    if (generation.model.fingerprint, generation.model.structure) != (own.fingerprint, own.structure):
         raise ScoringError(
             f"the generation is of model {generation.model.name!r}, not of {model.name!r}",
             hint="model.read(messages, answer=...) scores another model's text with this one",

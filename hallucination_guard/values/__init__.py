@@ -8,6 +8,7 @@ was not let through has no text. Nothing here imports anything of the package bu
 from __future__ import annotations
 
 from hallucination_guard.values.call import Call
+from hallucination_guard.values.conditions import Conditions
 from hallucination_guard.values.decision import (
     Action,
     Answerer,
@@ -46,6 +47,7 @@ __all__ = [
     "Anchor",
     "Answerer",
     "Call",
+    "Conditions",
     "Decision",
     "Drawing",
     "Escalate",

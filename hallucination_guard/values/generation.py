@@ -7,13 +7,16 @@ from typing import Literal, Protocol, TypeAlias
 
 from hallucination_guard.values.identity import ModelIdentity
 from hallucination_guard.values.prompt import Message
+from hallucination_guard.values.settings import GenerationSettings
 
 __all__ = ["Anchor", "FinishReason", "Generation", "Kept", "Rule"]
 
 Rule: TypeAlias = Literal["profile", "header", "last_user_token", "question"]
 """What chose t*."""
 
-FinishReason: TypeAlias = Literal["stop", "length", "read"]
+FinishReason: TypeAlias = Literal["stop", "stop_text", "length", "read"]
+"""How an answer ended: by the model's own end token, at a stop text of the caller's, at the most tokens that it may
+have; ``read`` where something else wrote it, and nobody said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ class Generation:
         prompt_token_ids: x, length P, with the generation header.
         response_token_ids: ŷ, length T, without the end-of-turn token that stopped it.
         text: the answer as a reader sees it.
-        finish_reason: ``stop`` or ``length``; ``read`` when something else wrote the answer.
+        finish_reason: how it ended, see :data:`FinishReason`.
+        settings: how it was drawn; of an answer that something else wrote, at most the ``question``.
         model: which model it belongs to.
         anchor: t*; None on a model without a chat template whose caller did not name the question.
         seconds: wall time of generating (0 for ``read``).
@@ -59,6 +63,7 @@ class Generation:
     response_token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
+    settings: GenerationSettings
     model: ModelIdentity
     anchor: Anchor | None
     seconds: float = 0.0

@@ -14,15 +14,18 @@ class ModelIdentity:
 
     Args:
         name: hub id, folder or file name; for reading, not for comparing.
-        fingerprint: hash over the config, the dtype and a sample of every weight.
+        fingerprint: hash over every value of its weights and buffers.
         dtype: of the weights, for example ``float32``.
         template: hash of the chat template; ``none`` for a model without one.
+        structure: hash over the config and all else that it computes with: classes, settings, adapters, hooks; empty
+            for what has no inside.
     """
 
     name: str
     fingerprint: str
     dtype: str
     template: str
+    structure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hallucination_guard.values.generation import FinishReason
 from hallucination_guard.values.score import Score
 
 __all__ = ["Verdict"]
@@ -20,6 +21,9 @@ class Verdict:
             there at most this share is wrong; None when no certificate does.
         certificate: id of the certificate that says so.
         suspended: why certificates do not hold at the moment; empty while they do.
+        finish_reason: how the answer ended; None where that is not recorded.
+        uncovered: what of the answer the calibration does not cover, in words: then no certificate lets it through,
+            and it has no confidence if it was cut where no labelled answer was. Empty if nothing.
     """
 
     score: Score
@@ -27,6 +31,8 @@ class Verdict:
     max_risk: float | None = None
     certificate: str | None = None
     suspended: str = ""
+    finish_reason: FinishReason | None = None
+    uncovered: str = ""
 
     def __post_init__(self) -> None:
         if (self.max_risk is None) != (self.certificate is None):
@@ -34,8 +40,8 @@ class Verdict:
         if self.max_risk is not None:
             if not 0.0 < self.max_risk < 1.0:  # also false for NaN
                 raise ValueError(f"max_risk is {self.max_risk!r}, not a number between 0 and 1")
-            if self.score.status != "scored" or self.suspended:
-                raise ValueError("no certificate lets through what has no score, or holds while it is suspended")
+            if self.score.status != "scored" or self.suspended or self.uncovered:
+                raise ValueError("no certificate lets through what has no score or is not covered, or is suspended")
         if self.confidence is not None:
             if not 0.0 <= self.confidence <= 1.0:  # also false for NaN
                 raise ValueError(f"a confidence is {self.confidence!r}, not a number in [0, 1]")

@@ -81,6 +81,7 @@ class Retrieve(_Threshold):
     times: int | None = Field(None, ge=1, description=_TIMES)
     timeout: float | None = Field(None, gt=0, description="seconds, above 0")
     tries: int | None = Field(None, ge=1, description="calls in all when the retriever fails, 1 or more")
+    corpus: str | None = Field(None, description="which documents are searched, for example handbook-2026-11")
     template: str | None = Field(None, description="a prompt with {passages} and {question}")
 
 

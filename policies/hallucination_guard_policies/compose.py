@@ -64,13 +64,18 @@ class Composable(ABC):
         return any(getattr(part, "redraws", True) for part in self.parts)
 
     @property
+    def unnamed(self) -> str:
+        """What it depends on and cannot tell from another of its kind, in words; empty when there is nothing."""
+        return next((words for part in self.parts if (words := getattr(part, "unnamed", ""))), "")
+
+    @property
     def uncertified(self) -> str:
         """What it lets through that no certificate of its ``max_risk`` covers, in words; empty when there is nothing.
 
         A certificate is about the answers that one threshold lets through, no more and no fewer.
         """
         risk = self.needs_risk
-        return "" if risk is None else _uncertified(self, risk)
+        return "" if risk is None else self.unnamed or _uncertified(self, risk)
 
     def __or__(self, other: Policy) -> FirstObjection:
         return FirstObjection((self, other)) if _is_policy(other) else NotImplemented

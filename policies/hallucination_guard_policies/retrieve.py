@@ -33,6 +33,8 @@ class RetrieveBelow(ActBelow):
         k: at most this many passages are used.
         timeout: seconds for one call.
         tries: calls in all when the retriever raises.
+        corpus: which documents are searched, and how: a name that changes with them, for example ``handbook-2026-11``.
+            A certificate is bound to it. By default the retriever's own ``identity``, where it has one.
         template: the new prompt, for ``str.format``, with ``{passages}`` and ``{question}``.
     """
 
@@ -42,6 +44,7 @@ class RetrieveBelow(ActBelow):
     timeout: float = 10.0
     tries: int = 2
     template: str = TEMPLATE
+    corpus: str = ""
 
     def __post_init__(self) -> None:
         ActBelow.__post_init__(self)
@@ -49,11 +52,21 @@ class RetrieveBelow(ActBelow):
         count("k", self.k)
         number("timeout", self.timeout, above=0)
         count("tries", self.tries)
+        own = getattr(self.retriever, "identity", "")
+        if not self.corpus and isinstance(own, str):
+            object.__setattr__(self, "corpus", own)
+        if not isinstance(self.corpus, str):
+            raise PolicyError(f"corpus is {self.corpus!r}", hint="give a name, for example 'handbook-2026-11'")
         if _fields(self.template) != {"passages", "question"}:
             raise PolicyError(
                 f"template is {self.template!r}",
                 hint="give it {passages} and {question} and no other field; a literal brace is doubled",
             )
+
+    @property
+    def unnamed(self) -> str:
+        """Where nothing says which documents are searched, no certificate can be bound to them."""
+        return "" if self.corpus else f"{self.rule} does not say which corpus its retriever searches"
 
     def _move(self) -> Retrieve:
         return Retrieve(

@@ -88,6 +88,9 @@ class Threshold:
         if blind := unscored(score):
             return blind
         if self.confidence is not None:
+            if verdict.confidence is None and verdict.uncovered:
+                words = f"confidence ≥ {self.confidence:g} was asked for, and {verdict.uncovered}"
+                return Reading(passed=False, words=words)
             if verdict.confidence is None:
                 words = (
                     f"confidence ≥ {self.confidence:g} was asked for, but nothing was calibrated: give the guard "
@@ -112,6 +115,9 @@ class Threshold:
         if verdict.suspended:
             words = f"max_risk {limit:g} was asked for, but the certificate is suspended: {verdict.suspended}"
             return Reading(passed=False, words=words, blind="suspended")
+        if verdict.uncovered:
+            words = f"max_risk {limit:g} was asked for, and no certificate covers the answer: {verdict.uncovered}"
+            return Reading(passed=False, words=words)
         if verdict.max_risk is None:
             words = f"max_risk {limit:g} was asked for, and no certified threshold lets the answer through"
             return Reading(passed=False, words=words)

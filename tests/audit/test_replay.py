@@ -22,7 +22,7 @@ from hallucination_guard.errors import (
     PolicyError,
 )
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Score
+from hallucination_guard.values import Conditions, Score
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
@@ -43,7 +43,8 @@ ABSTAIN = AbstainBelow(**LIMIT)
 def calibration(**changes: Any) -> Calibration:
     """P(correct) = 1 / (1 + score) for the scripted model and scorer."""
     fitted = {
-        "score": "hybridgrad", "intercept": 0.0, "slope": 1.0, "fingerprint": "scripted", "dtype": "float32",
+        "score": "hybridgrad", "intercept": 0.0, "slope": 1.0, "fingerprint": "scripted", "structure": "",
+        "conditions": Conditions.of(ScriptedModel("x").generate("Who?")), "dtype": "float32",
         "template": "none", "scorer": "hybridgrad", "scorer_version": "scripted", "scorer_settings": {},
         "examples": 20, "correct": 10, "data": "none",
     }  # fmt: skip
@@ -225,6 +226,7 @@ class TestAPolicyOfCertifiedRisk:
         certificate = {
             "alpha": 0.2, "delta": 0.1, "score": "hybridgrad", "threshold": 1.0, "n": 100, "answered": 50, "errors": 2,
             "bound": 0.1, "fitted": 50, "date": "2026-01-01T00:00:00+00:00", "data": calibration().data,
+            "covers": calibration().covered,
         }  # fmt: skip
         reference = tuple(at / 20 for at in range(1, 61))
         return Calibration.model_validate(

@@ -17,7 +17,7 @@ from hallucination_guard.calibration.certificate import drafts_hash
 from hallucination_guard.calibration.report import report_of
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch, ConfigurationError, PolicyError
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Score, Situation, Verdict
+from hallucination_guard.values import Conditions, Score, Situation, Verdict
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
@@ -30,7 +30,15 @@ from hallucination_guard_policies import (
 )
 
 SCORED = ScriptedScorer(1.0)
+PLAIN = Conditions.of(ScriptedModel("x").generate("Who?"))
 RETRYING = RetryBelow(max_risk=0.3, times=1) | AbstainBelow(max_risk=0.3)
+
+
+class Searched:
+    identity = "five documents"
+
+    def __call__(self, query: str) -> list[str]:
+        return [query]
 
 
 def row(id: str, value: float, correct: bool, **changes: Any) -> Labelled:
@@ -42,6 +50,7 @@ def row(id: str, value: float, correct: bool, **changes: Any) -> Labelled:
         "length": 5,
         "model": ScriptedModel("x").identity,
         "scorer": SCORED.identity,
+        "conditions": PLAIN,
     }
     return Labelled(**{**settings, **changes})
 
@@ -107,8 +116,10 @@ def test_it_survives_its_file(tmp_path, kind, name):
     assert Calibration.load(tmp_path / "c.json") == fitted
 
 
-def test_the_shipped_one_of_the_first_schema_still_loads():
-    assert (Calibration.of_demo().schema_version, Calibration.of_demo().map) == (1, "platt")
+def test_the_shipped_one_says_what_it_covers():
+    shipped = Calibration.of_demo()
+    assert (shipped.schema_version, shipped.map, shipped.conditions.max_new_tokens) == (3, "platt", 24)
+    assert shipped.conditions.endings == ("length", "stop")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +133,9 @@ def test_the_shipped_one_of_the_first_schema_still_loads():
         {"map": "isotonic", "intercept": None, "slope": None, "table": ((0.0, 0.4), (1.0, 0.5))},
         {"map": "isotonic", "intercept": None, "slope": None, "table": ((1.0, 0.5), (0.0, 0.4))},
         {"map": "isotonic", "intercept": None, "slope": None, "table": ((0.0, 1.5), (1.0, 0.4))},
-        {"schema_version": 3},
+        {"schema_version": 2},
+        {"conditions": None},
+        {"conditions": {"frame": "f", "endings": ["stop"]}},
     ],
 )
 def test_a_file_that_does_not_fit_together_is_refused(tmp_path, change):
@@ -316,14 +329,14 @@ def test_the_reference_is_of_first_drafts_and_thinned():
 def test_a_verdict_has_the_smallest_risk_that_lets_it_through(certified):
     low, middle, high = (each.threshold for each in certified.certificates)
     found = [
-        certified.verdict(scored(value), certificates=certified.certificates).max_risk
+        certified.verdict(scored(value), conditions=PLAIN, certificates=certified.certificates).max_risk
         for value in (low, math.nextafter(low, 2), middle, high, high + 1)
     ]
     assert found == [0.1, 0.2, 0.2, 0.3, None]
 
 
 def test_a_suspended_certificate_lets_nothing_through(certified):
-    found = certified.verdict(scored(0.0), certificates=certified.certificates, suspended="drift")
+    found = certified.verdict(scored(0.0), conditions=PLAIN, certificates=certified.certificates, suspended="drift")
     assert (found.max_risk, found.certificate, found.suspended) == (None, None, "drift")
     assert found.confidence is not None
 
@@ -391,7 +404,7 @@ def test_without_a_calibration_it_is_refused():
     "policy",
     [
         RETRYING,
-        RetrieveBelow(max_risk=0.3, retriever=lambda query: [query]),
+        RetrieveBelow(max_risk=0.3, retriever=Searched()),
         Within(RETRYING),
         Unscored(EscalateBelow(max_risk=0.3) | RetryBelow(max_risk=0.3)),
     ],
@@ -486,7 +499,7 @@ def test_a_policy_without_risk_needs_none():
 @pytest.mark.parametrize("rule", ["abstain", "retry", "escalate", "retrieve"])
 def test_a_document_can_say_it_for_every_rule(rule):
     document = {"id": "p", "version": 1, "rules": [{rule: {"below": {"max_risk": 0.1}}}]}
-    policy = load_policy(document, retriever=lambda query: [query])
+    policy = load_policy(document, retriever=Searched())
     assert policy.needs_risk == 0.1 and policy.uncertified == "" and not policy.needs_confidence
 
 

@@ -13,10 +13,11 @@ from sklearn.metrics import roc_auc_score
 from hallucination_guard.calibration import Fusion, Labelled, fit_fusion
 from hallucination_guard.calibration.fusion import cross_fitted, minimum
 from hallucination_guard.errors import CalibrationError
-from hallucination_guard.values import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
 
 MODEL = ModelIdentity(name="m", fingerprint="f", dtype="float32", template="t")
 SCORER = ScorerIdentity(name="hybridgrad", version="1")
+PLAIN = Conditions(frame="f", max_new_tokens=64, temperature=0.0, top_p=1.0, stop=(), endings=("stop",))
 
 
 def answers(n: int, seed: int = 0, *, noise: tuple[float, ...] = (0.6, 1.0, 3.0)) -> list[Labelled]:
@@ -38,6 +39,7 @@ def answers(n: int, seed: int = 0, *, noise: tuple[float, ...] = (0.6, 1.0, 3.0)
             length=int(rng.integers(1, 30)),
             model=MODEL,
             scorer=SCORER,
+            conditions=PLAIN,
         )
         for at in range(n)
     ]
@@ -112,7 +114,10 @@ def test_a_signal_that_says_the_same_of_all_gets_no_weight():
     rows = answers(100)
     same = [
         Labelled(
-            **{name: getattr(each, name) for name in ("id", "correct", "judge", "length", "model", "scorer")},
+            **{
+                name: getattr(each, name)
+                for name in ("id", "correct", "judge", "length", "model", "scorer", "conditions")
+            },
             scores={**each.scores, "exgrad": 0.5},
         )
         for each in rows
@@ -151,7 +156,10 @@ def test_cross_fitted_scores_know_nothing_of_their_own_label():
     for seed in range(15):
         rows = [
             Labelled(
-                **{name: getattr(each, name) for name in ("id", "scores", "judge", "length", "model", "scorer")},
+                **{
+                    name: getattr(each, name)
+                    for name in ("id", "scores", "judge", "length", "model", "scorer", "conditions")
+                },
                 correct=bool(rng.random() < 0.5),
             )
             for each in answers(100, seed)
@@ -164,7 +172,10 @@ def test_attempts_at_one_question_are_fitted_or_scored_together():
     rows = answers(60)
     again = [
         Labelled(
-            **{name: getattr(each, name) for name in ("id", "scores", "judge", "length", "model", "scorer", "correct")},
+            **{
+                name: getattr(each, name)
+                for name in ("id", "scores", "judge", "length", "model", "scorer", "conditions", "correct")
+            },
             attempt=2,
         )
         for each in rows
@@ -174,7 +185,9 @@ def test_attempts_at_one_question_are_fitted_or_scored_together():
 
 
 def test_an_answer_without_scores_is_refused_by_cross_fitting():
-    lost = Labelled(id="x", correct=True, judge="made up", reason="empty", length=0, model=MODEL, scorer=SCORER)
+    lost = Labelled(
+        id="x", correct=True, judge="made up", reason="empty", length=0, model=MODEL, scorer=SCORER, conditions=PLAIN
+    )
     with pytest.raises(CalibrationError, match="'x'"):
         cross_fitted([*answers(60), lost])
 

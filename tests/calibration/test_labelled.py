@@ -12,6 +12,7 @@ import pytest
 from hallucination_guard.calibration import Labelled, read_labelled, write_labelled
 from hallucination_guard.errors import InputError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
+from hallucination_guard.values import Conditions
 
 
 def plain() -> dict[str, Any]:
@@ -23,6 +24,7 @@ def plain() -> dict[str, Any]:
         length=5,
         model=ScriptedModel("x").identity,
         scorer=ScriptedScorer(1.0).identity,
+        conditions=Conditions.of(ScriptedModel("x").generate("Who?")),
     )
     return answer.to_json_dict()
 

@@ -13,7 +13,7 @@ import pytest
 
 from hallucination_guard.calibration import Certificate, Labelled, fit_fusion, write_labelled
 from hallucination_guard.calibration.certificate import Drafts, certify
-from hallucination_guard.values import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "validity.py"
 _spec = importlib.util.spec_from_file_location("validity", SCRIPT)
@@ -33,6 +33,7 @@ def rows(n: int = 200) -> list[Labelled]:
             length=int(rng.integers(1, 9)),
             model=ModelIdentity(name="m", fingerprint="f", dtype="float32", template="t"),
             scorer=ScorerIdentity(name="hybridgrad", version="1"),
+            conditions=Conditions(frame="f", endings=("stop",)),
         )
         for at, score in enumerate(rng.random(n))
     ]

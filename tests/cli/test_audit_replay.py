@@ -14,6 +14,7 @@ from hallucination_guard.cli import audit_replay
 from hallucination_guard.cli.app import run
 from hallucination_guard.errors import AuditError, CalibrationMismatch, InputError, PolicyError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
+from hallucination_guard.values import Conditions
 from hallucination_guard_policies import load_policy
 
 SCORES = [0.1 * at for at in range(1, 31)]
@@ -21,7 +22,8 @@ SCORES = [0.1 * at for at in range(1, 31)]
 
 def calibration(**changes: Any) -> Calibration:
     fitted = {
-        "score": "hybridgrad", "intercept": 0.0, "slope": 1.0, "fingerprint": "scripted", "dtype": "float32",
+        "score": "hybridgrad", "intercept": 0.0, "slope": 1.0, "fingerprint": "scripted", "structure": "",
+        "conditions": Conditions.of(ScriptedModel("x").generate("Who?")), "dtype": "float32",
         "template": "none", "scorer": "hybridgrad", "scorer_version": "scripted", "scorer_settings": {},
         "examples": 20, "correct": 10, "data": "none",
     }  # fmt: skip

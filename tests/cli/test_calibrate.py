@@ -14,6 +14,7 @@ from hallucination_guard.calibration import Labelled, write_labelled
 from hallucination_guard.cli.app import run as run_command
 from hallucination_guard.errors import CalibrationError, ConfigurationError, InputError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
+from hallucination_guard.values import Conditions
 from hallucination_guard_policies import AbstainBelow, Accept
 
 
@@ -33,6 +34,7 @@ def rows(n: int, seed: int = 0, **changes: Any) -> list[Labelled]:
             length=5,
             model=ScriptedModel("x").identity,
             scorer=scorer.identity,
+            conditions=Conditions.of(ScriptedModel("x").generate("Who?")),
             **changes,
         )
         for at, score in enumerate(rng.random(n))

@@ -15,10 +15,11 @@ import pytest
 from hallucination_guard.calibration import Labelled
 from hallucination_guard.errors import InputError
 from hallucination_guard.evaluation import Columns, Report, columns, make_report, write_report
-from hallucination_guard.values import ModelIdentity, ScorerIdentity
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
 
 MODEL = ModelIdentity(name="tiny", fingerprint="f", dtype="float32", template="t")
 SCORER = ScorerIdentity(name="hybridgrad", version="1", settings={"reduction": "sum"})
+PLAIN = Conditions(frame="f", max_new_tokens=64, temperature=0.0, top_p=1.0, stop=(), endings=("stop",))
 PNG = b"\x89PNG"
 
 
@@ -48,6 +49,7 @@ def made(n: int = 120, *, seed: int = 0, wrong: float = 0.6) -> list[Labelled]:
                 },
                 length=length,
                 model=MODEL,
+                conditions=PLAIN,
                 scorer=SCORER,
                 seconds={"generate": 0.5, "score": 0.05},
             )

@@ -23,7 +23,7 @@ from hallucination_guard.errors import (
 )
 from hallucination_guard.scoring import HybridGrad, SemGrad
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
-from hallucination_guard.values import Decision, Outcome, Score, ScorerIdentity
+from hallucination_guard.values import Conditions, Decision, Generation, Outcome, Score, ScorerIdentity
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
@@ -352,7 +352,7 @@ class TestCalibration:
     @pytest.fixture(scope="class")
     @staticmethod
     def fitted(white: WhiteBoxModel) -> Any:
-        return calibration_for(white, HybridGrad())
+        return calibration_for(white, HybridGrad(), white.generate("Who?", max_new_tokens=4))
 
     def test_one_of_its_own_is_taken(self, white: WhiteBoxModel, fitted: Any) -> None:
         assert 0 <= Guard(white, policy=Accept(), calibration=fitted)("Who?", max_new_tokens=4).confidence <= 1
@@ -427,7 +427,7 @@ class TestCalibration:
         assert guard("Capital?").confidence is None
 
 
-def calibration_for(model: Any, scorer: Any) -> Any:
+def calibration_for(model: Any, scorer: Any, drawn: Generation | None = None) -> Any:
     from hallucination_guard import Calibration
 
     return Calibration(
@@ -435,6 +435,8 @@ def calibration_for(model: Any, scorer: Any) -> Any:
         intercept=0.0,
         slope=1.0,
         fingerprint=model.identity.fingerprint,
+        structure=model.identity.structure,
+        conditions=Conditions.of(drawn or ScriptedModel("x").generate("Who?")),
         dtype=model.identity.dtype,
         template=model.identity.template,
         scorer=scorer.identity.name,
@@ -566,6 +568,7 @@ class TestRecords:
                 "fingerprint": tiny.identity.fingerprint,
                 "dtype": "float32",
                 "template": tiny.identity.template,
+                "structure": tiny.identity.structure,
             },
             "scorer": {"name": "hybridgrad", "version": "1", "settings": HybridGrad().settings},
             "status": "scored",
@@ -573,6 +576,7 @@ class TestRecords:
             "scores": dict(outcome.verdict.score.scores),
             "anchor": {"index": -11, "token": "<|im_start|>", "rule": "header"},
             "prefix": "kept",
+            "conditions": Conditions.of(outcome.generation).to_json_dict(),
             "confidence": None,
             "certificate": None,
             "policy": {},

@@ -163,11 +163,11 @@ class TestTheEnd:
         assert dict(HybridGrad()(tiny, generation).scores) == pytest.approx(expected, rel=1e-4)
 
     def test_the_end_is_where_the_first_end_token_is(self) -> None:
-        assert end_of_answer(tiny_tokenizer(), [50, 2, 51, 2], frozenset({2}), ()) == (1, True)
+        assert end_of_answer(tiny_tokenizer(), [50, 2, 51, 2], frozenset({2}), ()) == (1, "stop")
 
     def test_a_text_over_several_tokens_is_cut_before_the_one_in_which_it_begins(self) -> None:
         tokenizer = tiny_tokenizer()
-        assert end_of_answer(tokenizer, tokenizer("ab##cd")["input_ids"], frozenset(), ["##"]) == (2, True)
+        assert end_of_answer(tokenizer, tokenizer("ab##cd")["input_ids"], frozenset(), ["##"]) == (2, "stop_text")
 
 
 class TestQuestions:

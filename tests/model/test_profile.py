@@ -95,7 +95,10 @@ class TestAModelWithAProfile:
             for at, right in enumerate(labels)
         ]
         model, other = loaded(profile_of(tiny, -1)), loaded(profile_of(tiny, -2))
-        fitted = {each: fit_calibration(scores, labels, model=each.identity) for each in (tiny, model, other)}
+        fitted = {
+            each: fit_calibration(scores, labels, generations=[each.read("Who?", answer="me")] * 30)
+            for each in (tiny, model, other)
+        }
         fitted[model].check(model.identity, scorer)
         for stranger in (tiny, other):
             with pytest.raises(CalibrationMismatch, match="template"):

@@ -267,8 +267,9 @@ class TestInAGuard:
 
     def test_can_be_calibrated(self, tiny: WhiteBoxModel) -> None:
         cascade = Cascade(cheap="sequence_nll", band=(20.0, 60.0))
-        scores = cascade.batch(tiny, [tiny.read(QUESTION, answer="a" * length) for length in range(1, 25)])
-        calibration = fit_calibration(scores, [at < 12 for at in range(24)], model=tiny.identity)
+        answers = [tiny.read(QUESTION, answer="a" * length) for length in range(1, 25)]
+        scores = cascade.batch(tiny, answers)
+        calibration = fit_calibration(scores, [at < 12 for at in range(24)], generations=answers)
         confidences = [calibration.confidence(score) for score in sorted(scores, key=lambda s: s.scores["cascade"])]
         assert calibration.score == "cascade"
         assert confidences == sorted(confidences, reverse=True)

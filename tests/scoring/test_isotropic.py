@@ -183,12 +183,12 @@ class TestTheCallersModel:
     @pytest.mark.parametrize("trouble", ["quantised", "patched"])
     def test_is_refused_where_not_all_its_parameters_can_be_reached(self, trouble: str) -> None:
         white = white_box()
-        generation = white.read(QUESTIONS[0], answer=ANSWERS[0])
         if trouble == "quantised":
             white.model.is_quantized = True
         else:
             mlp = white.model.model.layers[0].mlp
             mlp.forward = mlp.forward
+        generation = white.read(QUESTIONS[0], answer=ANSWERS[0])
         assert Isotropic()(white, generation).status == "scored"
         with pytest.raises(ModelError, match=trouble if trouble == "quantised" else "forward of its own"):
             Isotropic(parameters="all")(white, generation)

@@ -25,7 +25,7 @@ from hallucination_guard.errors import ConfigurationError, InputError, without_f
 from hallucination_guard.guard import Guard
 from hallucination_guard.values import Message, Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
-from hallucination_guard_langchain.quiet import unheard
+from hallucination_guard_langchain.quiet import refuse_listeners, unheard
 
 __all__ = ["GuardRunnable"]
 
@@ -36,7 +36,8 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
     The step may be anything that answers a prompt with a text or a message: a served copy of the same weights, a
     ``ChatHuggingFace``, an API. Its draft is scored by teacher forcing; further attempts, if the policy wants any, are
     drawn from the guard's own model. No callback, trace or graph around the guard hears of the step, since they would
-    let the draft out; callbacks that sit on the step itself still do.
+    let the draft out; callbacks that sit on the step itself still do. Where something in the process hears every run,
+    or a global cache would keep the draft, the call is refused.
 
     The guard has to see the prompt that the model sees: a prompt template goes before it,
     ``prompt | GuardRunnable(model, guard)``, and not into the step.
@@ -85,6 +86,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         def run(value: LanguageModelInput, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
             asked = self._asked(value)
             with unheard(config) as silent:
+                self._see_that_nobody_listens()
                 return self._decide(asked, self.bound.invoke(value, silent, **kwargs), silent)
 
         return self._call_with_config(run, input, config, run_type="chain")
@@ -97,6 +99,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         ) -> Any:
             asked = self._asked(value)
             with unheard(config) as silent:
+                self._see_that_nobody_listens()
                 try:
                     written = await self.bound.ainvoke(value, silent, **kwargs)
                 except NotImplementedError:  # a local HuggingFacePipeline has no async of its own
@@ -104,6 +107,10 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
                 return await run_in_executor(silent, self._decide, asked, written, silent)
 
         return await self._acall_with_config(run, input, config, run_type="chain")
+
+    def _see_that_nobody_listens(self) -> None:
+        if not self.guard.debug:
+            refuse_listeners(self.bound)
 
     def _asked(self, value: LanguageModelInput) -> list[Message]:
         """What the step is asked, before it runs: a prompt that the guard cannot read must not become a draft."""

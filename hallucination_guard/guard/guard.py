@@ -140,6 +140,7 @@ class Guard:
         messages: Messages,
         answer: str | Sequence[int],
         *,
+        unscorable: str = "",
         call: Call | None = None,
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
@@ -149,11 +150,13 @@ class Guard:
         Args:
             messages: what it is an answer to.
             answer: its text, or its token ids in this model's vocabulary.
+            unscorable: why it cannot be scored, where the caller knows that (the prompt had an image): it is not read,
+                and the policy's ``on_unscorable`` decides. No text of prompt or answer: it goes into the log.
             call: as for :meth:`__call__`.
             thread_id: as for :meth:`__call__`.
             **generation: settings of further attempts.
         """
-        return self._run([messages], call, thread_id, generation, answers=[answer])[0]
+        return self._run([messages], call, thread_id, generation, answers=[(answer, unscorable)])[0]
 
     async def acall(
         self,
@@ -184,7 +187,7 @@ class Guard:
         thread_id: str | None,
         generation: Mapping[str, object],
         *,
-        answers: Sequence[str | Sequence[int]] = (),
+        answers: Sequence[tuple[str | Sequence[int], str]] = (),
     ) -> list[Outcome]:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
@@ -195,7 +198,7 @@ class Guard:
             loop.model.prompt(messages)  # a prompt that cannot be used is refused before anything is generated
             all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
         for progress, answer in zip(all_progress, answers, strict=False):
-            progress.given, progress.unscorable = self._given(progress, answer)
+            progress.given, progress.unscorable = self._given(progress, *answer)
         failure: BaseException | None = None
         try:
             loop.run(all_progress)
@@ -208,13 +211,15 @@ class Guard:
             raise without_frames(failure)
         return [each.outcome for each in all_progress if each.outcome is not None]
 
-    def _given(self, progress: Progress, answer: str | Sequence[int]) -> tuple[Generation, str]:
+    def _given(self, progress: Progress, answer: str | Sequence[int], unscorable: str) -> tuple[Generation, str]:
         """An answer that something else wrote, and why it cannot be scored: it was written, so it has a record.
 
         Raises:
             InputError: if it is no answer.
         """
         try:
+            if unscorable:
+                raise InputError(unscorable)
             read = self.model.read(progress.messages, answer=answer, question=progress.settings.question)
         except InputError as error:
             if not isinstance(answer, str):

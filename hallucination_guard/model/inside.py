@@ -17,7 +17,7 @@ from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import render, template_hash
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.model.view import Layout, tapped
-from hallucination_guard.values import Anchor, Messages, ModelIdentity, Prompt
+from hallucination_guard.values import Anchor, Messages, ModelIdentity, Prompt, as_messages
 
 __all__ = ["Inside"]
 
@@ -104,6 +104,7 @@ class Inside:
         Raises:
             InputError: if there is nothing to read, or more than the context holds.
         """
+        self.check_length(sum(len(turn.content) for turn in as_messages(messages)), "the prompt")
         prompt = render(self.tokenizer, messages)
         self.check_ids(prompt.token_ids, "the prompt")
         if self.context is not None and len(prompt.token_ids) >= self.context:
@@ -112,6 +113,23 @@ class Inside:
                 hint="shorten it: nothing is cut silently",
             )
         return prompt
+
+    def check_length(self, characters: int, what: str) -> None:
+        """Refuse a text that cannot fit before it is tokenised, which takes seconds for megabytes.
+
+        Raises:
+            InputError: if it has more characters than the longest tokens that the context holds.
+        """
+        if self.context is not None and characters > self.context * self._longest_token:
+            raise InputError(
+                f"{what} has {characters} characters, and the context of {self.name!r} holds {self.context} tokens",
+                hint="shorten it: nothing is cut silently",
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the vocabulary's longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def anchor(self, prompt: Prompt, question: str | None) -> Anchor | None:
         """t* of a prompt; see :func:`~hallucination_guard.model.anchor.locate_anchor`."""

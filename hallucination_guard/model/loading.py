@@ -33,6 +33,7 @@ def from_pretrained(
     Raises:
         ModelError: if there is nothing that can be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     shared = {key: kwargs[key] for key in ("revision", "token", "local_files_only") if key in kwargs}
@@ -40,7 +41,7 @@ def from_pretrained(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         return Loaded(_load(AutoModelForCausalLM, path, device_map=device_map, dtype=dtype, **kwargs), tokenizer)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path!r} cannot be loaded: {_first_line(error)}", hint="give a hub id or a folder with a model"
         ) from error

@@ -48,6 +48,7 @@ def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...
     """Its token ids, and what they say."""
     tokenizer = inside.tokenizer
     if isinstance(answer, str):
+        inside.check_length(len(answer), "the answer")
         ids = literal_ids(tokenizer, checked_text(answer, "the answer"))
         if _letters(tokenizer.decode(ids)) != _letters(answer):
             # What the tokenizer has no tokens for was not scored, so it is not part of the answer either.

@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
         """How many tokens there are, added ones included."""
         ...
 
+    def get_vocab(self) -> Mapping[str, int]:
+        """Ids by token."""
+        ...
+
     def __call__(self, text: str, **settings: Any) -> Mapping[str, Any]:
         """``input_ids`` and, if asked for, ``offset_mapping``."""
         ...

@@ -11,7 +11,7 @@ import pytest
 from hallucination_guard import AuditLog, Guard
 from hallucination_guard.cli.app import main
 from hallucination_guard.cli.console import show, show_json
-from hallucination_guard.testing import ScriptedModel, ScriptedScorer
+from hallucination_guard.testing import ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
 from hallucination_guard_policies import Accept
 
 CONTENTS = {
@@ -83,3 +83,14 @@ class TestWhatATerminalIsNotShown:
             Guard(ScriptedModel(f"a{odd}b"), policy=Accept(), scorer=ScriptedScorer(1.0), audit=log)("Who?")
         assert main(["audit", "tail", "--log", str(log.path)]) == 0
         assert odd not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [0, 9, 5_000])
+def test_a_model_whose_weights_are_torn_is_refused(keep: int, tmp_path: Path, capsys: Any) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    [weights] = tmp_path.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:keep])
+    assert main(["doctor", "--model", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be loaded" in said and "Traceback" not in said

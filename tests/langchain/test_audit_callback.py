@@ -12,7 +12,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.language_models import FakeListChatModel, FakeListLLM, GenericFakeChatModel
 from langchain_core.language_models.fake import FakeStreamingListLLM
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.checkpoint.memory import InMemorySaver
@@ -245,3 +245,13 @@ def test_an_answer_that_says_it_was_guarded_elsewhere_is_recorded_all_the_same(
     said = AIMessage(TOLD, response_metadata={"hallucination_guard": {"decision": "accept"}})
     GenericFakeChatModel(messages=iter([said])).invoke(ASKED, {"callbacks": [audit]})
     assert [each.answer for each in sink.records] == [TOLD]
+
+
+def test_an_answer_to_an_image_has_a_record_without_a_score(white: Any, sink: MemorySink) -> None:
+    asked = HumanMessage([{"type": "text", "text": "Who is this?"}, {"type": "image_url", "image_url": {"url": "x"}}])
+    model = FakeListChatModel(responses=["Ada"])
+    model.invoke([asked], {"callbacks": [AuditCallback(white, audit=sink, raise_error=True)]})
+    [record] = sink.records
+    assert (record.status, record.answer, record.scores) == ("unscorable", "Ada", {})
+    assert record.detail == "the prompt holds image_url, which a text model cannot read"
+    assert record.prompt[0]["content"] == "Who is this?[image_url]"

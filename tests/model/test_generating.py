@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -250,3 +251,11 @@ class TestReading:
 def test_what_is_no_prompt_is_refused(messages: Any, tiny: WhiteBoxModel) -> None:
     with pytest.raises(InputError):
         tiny.generate(messages)
+
+
+@pytest.mark.parametrize("ask", ["prompt", "answer"])
+def test_megabytes_are_refused_before_they_are_tokenised(tiny: WhiteBoxModel, ask: str) -> None:
+    text, began = "word " * 1_000_000, time.perf_counter()
+    with pytest.raises(InputError, match="characters, and the context of 'tiny' holds 512 tokens"):
+        tiny.generate(text) if ask == "prompt" else tiny.read("Who?", answer=text)
+    assert time.perf_counter() - began < 1.0

@@ -18,7 +18,7 @@ from hallucination_guard.calibration import Calibration
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
 from hallucination_guard.values import JSON, Decision, Model, Scorer, Situation, Verdict
-from hallucination_guard_langchain.convert import LLM_TYPE, as_guard_messages, thread_of
+from hallucination_guard_langchain.convert import LLM_TYPE, as_guard_messages, thread_of, unreadable, without_media
 
 __all__ = ["AuditCallback"]
 
@@ -100,4 +100,5 @@ class AuditCallback(BaseCallbackHandler):
             for generation in generations:
                 message = generation.message if isinstance(generation, ChatGeneration) else None
                 text = generation.text if message is None else str(message.text)
-                self.guard.review(as_guard_messages(messages), answer=text, thread_id=asked.thread_id)
+                read = as_guard_messages(without_media(messages))
+                self.guard.review(read, answer=text, unscorable=unreadable(messages), thread_id=asked.thread_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.exceptions import ModelError
@@ -13,7 +13,17 @@ from langchain_core.runnables import RunnableConfig
 from hallucination_guard.errors import GuardError, InputError
 from hallucination_guard.values import Message, Outcome
 
-__all__ = ["KEY", "LLM_TYPE", "LowConfidenceError", "as_ai_message", "as_guard_messages", "thread_of", "verdict_of"]
+__all__ = [
+    "KEY",
+    "LLM_TYPE",
+    "LowConfidenceError",
+    "as_ai_message",
+    "as_guard_messages",
+    "thread_of",
+    "unreadable",
+    "verdict_of",
+    "without_media",
+]
 
 KEY = "hallucination_guard"
 """Where the verdict lies in ``AIMessage.response_metadata``."""
@@ -62,6 +72,34 @@ def _role(message: BaseMessage) -> str:
     return _ROLES.get(kind, kind)
 
 
+def unreadable(messages: Iterable[BaseMessage]) -> str:
+    """Why a text model cannot read these messages as they are; empty if it can."""
+    kinds = {
+        str(block.get("type"))
+        for message in messages
+        if not isinstance(message.content, str)
+        for block in message.content
+        if not isinstance(block, str) and block.get("type") != "text" and block.get("type") not in _UNSAID
+    }
+    return f"the prompt holds {', '.join(sorted(kinds))}, which a text model cannot read" if kinds else ""
+
+
+def without_media(messages: Iterable[BaseMessage]) -> list[BaseMessage]:
+    """The same messages with a word in the place of each block that is no text, for the record."""
+    return [
+        message
+        if isinstance(message.content, str)
+        else message.model_copy(update={"content": [_in_a_word(block) for block in message.content]})
+        for message in messages
+    ]
+
+
+def _in_a_word(block: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(block, str) or block.get("type") == "text" or block.get("type") in _UNSAID:
+        return block
+    return f"[{block.get('type')}]"
+
+
 def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
@@ -95,6 +133,7 @@ def verdict_of(outcome: Outcome) -> dict[str, Any]:
         "certificate": outcome.verdict.certificate,
         "max_risk": outcome.verdict.max_risk,
         "suspended": outcome.verdict.suspended,
+        "uncovered": outcome.verdict.uncovered,
         "status": score.status,
         "scores": dict(score.scores),
         "attempts": outcome.attempts,

@@ -297,10 +297,15 @@ class Calibration(BaseModel):
         try:
             written = Path(path).read_bytes()
             found = cls.model_validate_json(written)
+            found.model_dump_json().encode()  # half a surrogate pair is no text: it could not be written again
         except OSError as error:
             raise CalibrationError(
                 f"the calibration {str(path)!r} cannot be read: {error.strerror}", hint="give the file that was saved"
             ) from error
+        except UnicodeEncodeError:
+            raise CalibrationError(
+                f"the calibration {str(path)!r} is not valid: it holds half a character", hint="fit and save it again"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"

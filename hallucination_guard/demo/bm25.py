@@ -43,7 +43,10 @@ class BM25Retriever:
         plain = json.dumps([[each.id, each.text] for each in self._passages])
         self.identity = f"bm25s k={k} {hashlib.sha256(plain.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
         self._index = bm25s.BM25()
-        self._index.index(self._tokens([passage.text for passage in passages]), show_progress=False)
+        words = self._tokens([passage.text for passage in passages])
+        if not any(words.ids):
+            raise InputError("the documents have no words to search by", hint="give texts")
+        self._index.index(words, show_progress=False)
 
     @classmethod
     def from_path(cls, path: str | Path, *, k: int = 5) -> Self:

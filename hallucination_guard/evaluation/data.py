@@ -114,11 +114,14 @@ def _item(line: bytes, number: int, path: str | Path) -> Item:
             f"{where} has the label {label!r} and the response {response!r}",
             hint="a label is true (right) or false and goes with the response it is of",
         )
+    own = number if row.get("id") is None else row["id"]
+    if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
+        raise InputError(f"{where} has the id {repr(own)[:40]}", hint="give a text or a whole number, or none")
     judge = row.get("judge", "given")
     if not isinstance(judge, str) or not judge:
         raise InputError(f"{where} has the judge {judge!r}", hint="give a name")
     return Item(
-        id=str(row.get("id", number)),
+        id=str(own),
         query=query,
         answers=_references(row, where, needed=label is None),
         response=response,

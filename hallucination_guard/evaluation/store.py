@@ -50,6 +50,8 @@ class Store:
         try:
             header, *rows = [from_json(line) for line in raw[:end].splitlines()] or [self._binding]
             self.rows = {row["id"]: row for row in rows}
+            if not all(isinstance(name, str) and name for name in self.rows):
+                raise ValueError("an id is a text")
             kept = dict(header)
         except (ValueError, TypeError, KeyError):
             raise InputError(

@@ -137,11 +137,17 @@ class Profile(BaseModel):
             AnchorError: if the file is missing, is not JSON, or lacks or invents a field.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            found = cls.model_validate_json(Path(path).read_bytes())
+            found.model_dump_json().encode()  # half a surrogate pair is no text: it could not be written again
+            return found
         except OSError as error:
             raise AnchorError(
                 f"the profile {str(path)!r} cannot be read: {error.strerror}", hint="give the file that locate wrote"
             ) from error
+        except UnicodeEncodeError:
+            raise AnchorError(
+                f"the profile {str(path)!r} is not valid: it holds half a character", hint="measure it again"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from filelock import FileLock, Timeout
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import JSON, from_json
+from hallucination_guard.values import JSON, Status, from_json
 
 __all__ = ["Partial", "encoded", "write_all"]
 
@@ -170,9 +170,11 @@ def _whole(line: bytes) -> tuple[int, dict[str, Any]] | None:
     if found is None:
         return None
     number, row = found.get("line"), found.get("row")
-    if not isinstance(number, int) or not isinstance(row, dict) or not isinstance(row.get("status"), str):
+    if not isinstance(number, int) or isinstance(number, bool) or not isinstance(row, dict):
         return None
-    return number, row
+    # Only what :meth:`Partial.add` writes, to the byte: what somebody edited is scored again.
+    written = encoded({"line": number, "row": row}) == line
+    return (number, row) if written and row.get("status") in get_args(Status) else None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -51,7 +51,8 @@ class Conditions:
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.frame, str) or not self.frame:
             raise ValueError(f"the frame is {self.frame!r}, not a hash")
-        if not isinstance(self.endings, tuple) or not self.endings or not _ENDINGS.issuperset(self.endings):
+        ends = isinstance(self.endings, tuple) and all(isinstance(each, str) for each in self.endings)
+        if not ends or not self.endings or not _ENDINGS.issuperset(self.endings):
             raise ValueError(f"the endings are {self.endings!r}, not some of {', '.join(sorted(_ENDINGS))}")
         object.__setattr__(self, "endings", tuple(sorted(set(self.endings))))
         if self.stop is not None and not (
@@ -113,7 +114,8 @@ class Conditions:
         How an answer ended that something else wrote is not known, and so it is not said to be cut.
         """
         if "length" in own.endings and ("length" not in self.endings or own.max_new_tokens != self.max_new_tokens):
-            return f"the answer was cut at {own.max_new_tokens} tokens, which no labelled answer was"
+            at = "its most" if own.max_new_tokens is None else own.max_new_tokens
+            return f"the answer was cut at {at} tokens, which no labelled answer was"
         if "stop_text" in own.endings and ("stop_text" not in self.endings or own.stop != self.stop):
             return "the answer was cut at a stop text, which no labelled answer was"
         return ""

@@ -14,6 +14,9 @@ from hallucination_guard.errors import PolicyError
 
 __all__ = ["Source", "read"]
 
+_LONGEST = 2**16  # characters
+_DEEPEST = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -82,7 +85,10 @@ def read(path: Path, *, hint: str) -> Source:
         PolicyError: when it is not there, not text or not YAML.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > _LONGEST or _depth(text) > _DEEPEST:
+            raise PolicyError(f"policy {str(path)!r} is too long or too deep", hint="see the ready packs: a few rules")
+        loader = _Loader(text)
     except OSError as error:
         raise PolicyError(f"policy {str(path)!r} cannot be read: {error.strerror}", hint=hint) from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
@@ -97,6 +103,18 @@ def read(path: Path, *, hint: str) -> Source:
         raise PolicyError(_one_line(f"{path}: {error}"), hint="put text into quotes, and nest less deeply") from None
     finally:
         loader.dispose()
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once; thousands would keep the parser busy for seconds."""
+    deepest = depth = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
 
 
 def _one_line(text: str) -> str:

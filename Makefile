@@ -8,7 +8,7 @@ AGAINST ?= c3aba04
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint shape clean
+.PHONY: demo test check lint shape faults fuzz soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -28,6 +28,20 @@ lint: $(VENV)/.test
 
 shape: $(VENV)/.test
 	$(BIN)/python benchmarks/shape.py --against $(AGAINST)
+
+# The fault table of docs/reliability.md, out of a run of the tests that inject faults.
+faults: $(VENV)/.test
+	$(BIN)/python tests/faults/table.py docs/reliability.md
+
+# Longer than in the suite: FUZZ inputs a file format, STATEFUL runs of the machine of faults.
+FUZZ ?= 200000
+STATEFUL ?= 5000
+fuzz: $(VENV)/.test
+	FUZZ=$(FUZZ) STATEFUL=$(STATEFUL) $(BIN)/python -m pytest -q tests/faults
+
+MINUTES ?= 5
+soak: $(VENV)/.test
+	$(BIN)/python tests/faults/soak.py $(MINUTES)
 
 # torch first and pinned: a range would be free to fetch another build of several gigabytes.
 $(VENV)/.torch: constraints.txt

@@ -119,6 +119,7 @@ def read_labelled(path: str | Path) -> Sequence[Labelled]:
 def _labelled(line: bytes, where: str) -> Labelled:
     try:
         row = from_json(line)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text: it could not be written again
         model = ModelIdentity(**row.pop("model"))
         scorer = ScorerIdentity(**row.pop("scorer"))
         conditions = Conditions.from_json_dict(row.pop("conditions", None))

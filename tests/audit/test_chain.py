@@ -76,6 +76,7 @@ def test_an_empty_log_is_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", range(6))
+@pytest.mark.fault("log", "a record is edited", "found, with its line")
 def test_an_edited_record_is_found_in_its_line_and_nowhere_else(log: Path, line: int) -> None:
     rewrite(log, lambda lines: [*lines[:line], lines[line].replace(b"abstain", b"accept"), *lines[line + 1 :]])
     [problem] = verify(log).problems
@@ -113,6 +114,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 @given(st.data())
+@pytest.mark.fault("log", "any byte is changed", "found")
 def test_a_change_of_any_byte_is_found(three: tuple[Path, bytes], data: st.DataObject) -> None:
     path, content = three
     position = data.draw(st.integers(0, len(content) - 1))
@@ -122,6 +124,7 @@ def test_a_change_of_any_byte_is_found(three: tuple[Path, bytes], data: st.DataO
 
 
 @pytest.mark.parametrize("line", range(5))
+@pytest.mark.fault("log", "a record is deleted", "found where it is missing")
 def test_a_deleted_record_is_found_where_it_is_missing(log: Path, line: int) -> None:
     rewrite(log, lambda lines: lines[:line] + lines[line + 1 :])
     [problem] = verify(log).problems
@@ -129,6 +132,7 @@ def test_a_deleted_record_is_found_where_it_is_missing(log: Path, line: int) -> 
     assert "1 record(s) before it are missing" in problem.what
 
 
+@pytest.mark.fault("log", "two records are swapped", "found")
 def test_two_swapped_records_are_found(log: Path) -> None:
     rewrite(log, lambda lines: [lines[0], lines[2], lines[1], *lines[3:]])
     assert [problem.line for problem in verify(log).problems] == [2, 3]
@@ -142,6 +146,7 @@ def test_a_record_inserted_again_is_found_by_its_place_and_by_its_id(log: Path) 
     assert any("used before, in line 2" in problem.what for problem in problems)
 
 
+@pytest.mark.fault("log", "a record is replaced, with a right seal", "found")
 def test_a_record_replaced_by_another_with_a_right_seal_is_found(log: Path) -> None:
     def replaced(lines: list[bytes]) -> list[bytes]:
         other = json.loads(lines[2]) | {"decision": "accept"}
@@ -160,6 +165,7 @@ def test_an_id_used_twice_is_found_even_in_a_chain_that_is_whole(tmp_path: Path)
     assert (problem.line, problem.id, problem.what) == (3, "id-0", "its id was used before, in line 1")
 
 
+@pytest.mark.fault("log", "its tail is cut off", "found by the anchor")
 def test_a_cut_off_tail_is_found_by_the_anchor(log: Path) -> None:
     rewrite(log, lambda lines: lines[:4])
     [problem] = verify(log).problems
@@ -196,6 +202,11 @@ def test_a_tail_rewritten_by_who_knows_the_chain_is_found_by_the_anchor(log: Pat
     assert problem.what == "rewritten: record 6 is not the one that the anchor vouches for"
 
 
+@pytest.mark.fault(
+    "log",
+    "log and anchor are computed anew, without a key",
+    "**not found**: keep a key, or a copy of the anchor elsewhere",
+)
 def test_without_a_key_a_recomputed_log_and_anchor_are_not_found(log: Path, tmp_path: Path) -> None:
     # What the docstring of AuditLog says the chain does not do; the next two tests are the remedies.
     forged = a_log(tmp_path / "forged.jsonl", count=3)
@@ -212,6 +223,7 @@ def test_a_copy_of_the_anchor_kept_elsewhere_finds_a_recomputed_log(log: Path, t
     assert "rewritten" in verify(log, anchor=kept).problems[0].what
 
 
+@pytest.mark.fault("log", "log and anchor are computed anew, and a key is used", "found")
 def test_with_a_key_a_recomputed_log_and_anchor_are_found(tmp_path: Path) -> None:
     log = a_log(tmp_path / "audit.jsonl", key=KEY)
     assert verify(log, KEY).ok
@@ -251,6 +263,7 @@ def test_a_missing_anchor_is_said(log: Path) -> None:
     assert found.problems[0].what.startswith("not verifiable")
 
 
+@pytest.mark.fault("log", "its tail and its anchor are taken away", "not verifiable")
 def test_a_tail_that_was_cut_off_with_the_anchor_is_not_called_whole(tmp_path: Path) -> None:
     log = a_log(tmp_path / "audit.jsonl", key=KEY)
     rewrite(log, lambda lines: lines[:3])

@@ -88,6 +88,7 @@ def test_parents_are_created(tmp_path: Path) -> None:
     assert verify(log.path).ok
 
 
+@pytest.mark.fault("log", "half a character in a text", "the record is kept")
 def test_a_lone_surrogate_does_not_lose_the_record(path: Path) -> None:
     record = a_record(answer="torn \ud83d off \U0001f600", prompt="\udc00\u2028")
     AuditLog(path)(record)
@@ -230,6 +231,7 @@ def test_a_log_that_was_cut_is_not_written_to_so_that_its_anchor_stays_as_eviden
     assert not verify(path).ok
 
 
+@pytest.mark.fault("log", "it is cut back while it is open", "not written to any more")
 def test_a_log_cut_back_to_where_this_writer_left_it_is_not_written_to(path: Path) -> None:
     mine, other = AuditLog(path, fsync=False), AuditLog(path, fsync=False)
     mine(a_record())
@@ -293,6 +295,7 @@ def test_threads_share_one_chain(path: Path) -> None:
     assert (verify(path).ok, verify(path).records) == (True, 160)
 
 
+@pytest.mark.fault("log", "several processes write at once", "one whole chain")
 def test_processes_and_several_logs_in_them_share_one_chain(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
@@ -361,6 +364,7 @@ def test_a_forked_process_writes_to_the_same_chain_even_if_a_thread_held_the_loc
     assert verify(path).ok
 
 
+@pytest.mark.fault("log", "another process holds the lock for ever", "`AuditError` after 30 s, no text")
 def test_a_lock_that_is_never_let_go_is_an_audit_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(path)
     monkeypatch.setattr("hallucination_guard.audit.log._LOCK_SECONDS", 0.05)
@@ -377,6 +381,7 @@ def test_a_lock_that_is_never_let_go_is_an_audit_error(path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("fsync", ["", "fsync"])
+@pytest.mark.fault("log", "`kill -9` while writing ({case})", "no record whose id was returned is lost")
 def test_kill_9_loses_no_record_whose_id_was_returned(path: Path, fsync: str) -> None:
     script = """
 import sys
@@ -404,6 +409,7 @@ while True:
     assert len(returned) > 6
 
 
+@pytest.mark.fault("log", "the disk is full", "`AuditError`, no text, the chain stays whole")
 def test_a_full_disk_raises_and_takes_the_piece_of_the_record_back(path: Path) -> None:
     script = """
 import os, resource, signal, sys
@@ -444,6 +450,7 @@ def test_a_disk_too_full_for_the_anchor_takes_the_record_back(path: Path) -> Non
     assert (verify(path).ok, verify(path).records) == (True, 2)
 
 
+@pytest.mark.fault("log", "`fsync` fails", "`AuditError`, no text, the chain stays whole")
 def test_a_failed_fsync_takes_the_record_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(path)
     log(a_record())
@@ -493,6 +500,7 @@ def test_a_log_that_becomes_unwritable_raises_at_the_next_record_and_not_after(p
 
 
 @pytest.mark.parametrize("keep", [1, 300, -2])
+@pytest.mark.fault("log", "a crash left a torn line", "closed off; the chain goes on")
 def test_a_torn_tail_is_closed_off_and_the_chain_goes_on_from_the_last_whole_record(path: Path, keep: int) -> None:
     log = AuditLog(path, fsync=False, anchor_every=100)  # what a power cut tears, no anchor vouches for
     for _ in range(3):
@@ -613,6 +621,7 @@ class TestWhatIsNoLogIsNotWrittenTo:
         with pytest.raises(AuditError, match="more than 64 MiB"):
             AuditLog(path)
 
+    @pytest.mark.fault("log", "a link is planted in the anchor's place", "not followed")
     def test_a_planted_link_in_the_anchors_place_is_not_followed(self, path: Path, tmp_path: Path) -> None:
         victim = tmp_path / "victim"
         victim.write_text("precious")

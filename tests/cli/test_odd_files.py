@@ -53,6 +53,7 @@ def test_a_file_of_another_kind_is_refused_in_a_line(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.fault("files", "a link to itself given to `{case}`", "one line, status 2")
 def test_a_link_to_itself_is_refused_in_a_line(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -86,6 +87,7 @@ class TestWhatATerminalIsNotShown:
 
 
 @pytest.mark.parametrize("keep", [0, 9, 5_000])
+@pytest.mark.fault("files", "a model with torn weights", "one line, status 2")
 def test_a_model_whose_weights_are_torn_is_refused(keep: int, tmp_path: Path, capsys: Any) -> None:
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

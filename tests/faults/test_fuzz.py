@@ -231,6 +231,11 @@ _AT_ONCE = 50
 
 @pytest.mark.timeout(300 + INPUTS // 20)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fault(
+    "files",
+    "10,000 damaged files: {case}",
+    "an error of this package or a value, within a second; nothing sealed is taken for whole",
+)
 def test_a_file_that_is_read(kind: str, tmp_path: Path) -> None:
     path = written(kind, tmp_path)
     original = path.read_bytes()

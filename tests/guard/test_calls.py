@@ -110,6 +110,7 @@ class TestWhatARetrieverMayFind:
     @pytest.mark.parametrize(
         "found", [None, [], (), "text", 7, {"text": "x"}, [{"text": "x"}], [None], [b"x"], iter(["x"])], ids=repr
     )
+    @pytest.mark.fault("retriever", "it finds what is no passage", "an abstention")
     def test_anything_else_leads_to_an_abstention(self, found: Any) -> None:
         outcome = looking_up(lambda query: found)("Q?")
         assert (outcome.text, outcome.decision.rule) == (None, "retrieve_failed")
@@ -131,6 +132,7 @@ class TestARetrieverThatFails:
 
         assert looking_up(search, tries=2)("Q?").text == "b"
 
+    @pytest.mark.fault("retriever", "it raises every time", "asked again, then an abstention, recorded")
     def test_leads_to_an_abstention_when_it_never_works(self) -> None:
         outcome = looking_up(raising(ConnectionError("gone")), tries=2)("Q?")
         assert (outcome.text, outcome.decision.action, outcome.decision.rule) == (None, "abstain", "retrieve_failed")
@@ -147,6 +149,7 @@ class TestARetrieverThatFails:
         outcome = looking_up(lambda query: never.wait(60), timeout=0.2)("Q?")
         assert (outcome.text, outcome.decision.rule, outcome.seconds["total"] < 3) == (None, "retrieve_failed", True)
 
+    @pytest.mark.fault("retriever", "it hangs", "left behind after the timeout; an abstention")
     def test_is_not_asked_again_when_it_hangs(self, never: Any) -> None:
         asked: list[str] = []
         looking_up(lambda query: asked.append(query) or never.wait(60), timeout=0.2, tries=3)("Q?")
@@ -178,6 +181,7 @@ class TestARetrieverThatFails:
     def test_may_raise_anything(self, error: Exception) -> None:
         assert looking_up(raising(error), tries=1)("Q?").decision.rule == "retrieve_failed"
 
+    @pytest.mark.fault("retriever", "it answers after the timeout", "the answer is dropped")
     def test_that_was_given_up_does_not_put_its_late_answer_anywhere(self, never: Any, sink: MemorySink) -> None:
         def search(query: str) -> list[str]:
             never.wait(60)
@@ -202,10 +206,12 @@ class TestEscalation:
         assert handing_over(Invoked("written"))("Q?").text == "written"
 
     @pytest.mark.parametrize("answer", [None, "", " \n", 7, [], {"content": "x"}, b"x", Invoked("x")], ids=repr)
+    @pytest.mark.fault("escalation", "its target gives no text", "an abstention, recorded")
     def test_that_gives_no_text_leads_to_an_abstention(self, answer: Any) -> None:
         outcome = handing_over(lambda messages: answer)("Q?")
         assert (outcome.text, outcome.decision.rule) == (None, "escalate_failed")
 
+    @pytest.mark.fault("escalation", "its target raises", "an abstention, recorded")
     def test_that_raises_leads_to_an_abstention(self) -> None:
         assert handing_over(raising(ConnectionError("gone")))("Q?").decision.rule == "escalate_failed"
 
@@ -214,6 +220,7 @@ class TestEscalation:
         handing_over(lambda messages: asked.append(messages) or 1 // 0)("Q?")
         assert len(asked) == 1
 
+    @pytest.mark.fault("escalation", "its target hangs", "left behind after the timeout; an abstention")
     def test_that_hangs_leads_to_an_abstention(self, never: Any) -> None:
         outcome = handing_over(lambda messages: never.wait(60), timeout=0.2)("Q?")
         assert (outcome.text, outcome.decision.rule) == (None, "escalate_failed")
@@ -239,6 +246,7 @@ def raising(error: Exception) -> Any:
 
 
 class TestHungCalls:
+    @pytest.mark.fault("escalation", "64 calls hang already", "the next is not made; an abstention")
     def test_when_too_many_hang_the_next_is_refused_and_the_answer_withheld(self, never: Any, monkeypatch: Any) -> None:
         monkeypatch.setattr(calls, "_MOST", 2)
         monkeypatch.setattr(calls, "_PLACES", threading.BoundedSemaphore(2))

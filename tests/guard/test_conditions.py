@@ -83,7 +83,17 @@ def test_what_was_drawn_as_the_labelled_answers_is_certified():
         ("frame", lambda guard: guard("Once upon a time. Who? Tell me.", question="Who?")),
         ("ending", lambda guard: guard.review("Who?", "Paris")),
     ],
+    ids=[
+        "another temperature",
+        "fewer tokens at most",
+        "another stop text",
+        "a system prompt",
+        "a conversation",
+        "another text around the question",
+        "an answer that something else wrote",
+    ],
 )
+@pytest.mark.fault("conditions", "{case}", "no certificate; the decision and the record name what differs")
 def test_what_was_drawn_otherwise_is_refused_by_name(name: str, ask: Callable[[Guard], Outcome]):
     outcome, record = asked(ask)
     assert (outcome.text, outcome.verdict.max_risk, record.certificate) == (None, None, None)
@@ -101,7 +111,8 @@ def test_another_question_in_the_same_frame_is_covered():
 
 
 @pytest.mark.parametrize("ending", ["length", "stop_text"])
-@pytest.mark.parametrize("policy", [POLICY, AbstainBelow(confidence=0.01)])
+@pytest.mark.parametrize("policy", [POLICY, AbstainBelow(confidence=0.01)], ids=["max_risk", "confidence"])
+@pytest.mark.fault("conditions", "an answer that is cut: {case}", "no confidence and no certificate")
 def test_a_cut_answer_passes_no_rule_fitted_on_whole_ones(ending: Any, policy: Any):
     model, sink = ScriptedModel("The", ending=ending), MemorySink()
     outcome = Guard(model, policy=policy, scorer=SCORER, calibration=fitted(), audit=sink)("Who?")
@@ -130,6 +141,7 @@ def test_a_raw_score_knows_nothing_of_endings():
     assert Guard(ScriptedModel("The", ending="length"), policy=policy, scorer=SCORER)("Who?").text == "The"
 
 
+@pytest.mark.fault("conditions", "a redraw in a call that is not covered", "no certificate either")
 def test_a_later_attempt_of_an_uncovered_call_is_not_covered_either():
     from hallucination_guard_policies import RetryBelow
 
@@ -154,6 +166,7 @@ def retrieving(retriever: Any, **settings: Any) -> Any:
     return RetrieveBelow(max_risk=0.3, retriever=retriever, **settings) | AbstainBelow(max_risk=0.3)
 
 
+@pytest.mark.fault("conditions", "another corpus or another k behind the same retriever", "`CalibrationMismatch`")
 def test_a_certificate_is_of_one_corpus():
     policy = retrieving(Search("handbook 1"))
     certified = calibrate(rows(attempts=2, policy=drafts_hash(policy)), alphas=[0.3], policy=policy)
@@ -164,6 +177,9 @@ def test_a_certificate_is_of_one_corpus():
             Guard(MODEL, policy=other, scorer=SCORER, calibration=certified)
 
 
+@pytest.mark.fault(
+    "conditions", "a retriever that does not say what it searches", "refused where a certificate is asked for"
+)
 def test_a_retriever_that_does_not_say_what_it_searches_cannot_be_certified():
     policy = retrieving(lambda query: ["a passage"])
     with pytest.raises(PolicyError, match="does not say which corpus"):
@@ -178,6 +194,7 @@ def test_answers_drawn_differently_are_not_calibrated_on_together():
         calibrate(mixed)
 
 
+@pytest.mark.fault("conditions", "they are edited in the file", "the file is refused")
 def test_conditions_edited_in_a_file_part_from_their_certificates(tmp_path):
     import json
 

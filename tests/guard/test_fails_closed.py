@@ -87,6 +87,9 @@ class TestPolicy:
         with pytest.raises(PolicyError):
             guard_of(Deciding(lambda verdict, situation: answer))("Capital?")
 
+    @pytest.mark.fault(
+        "policy", "it decides None, a text or True", "an error to the caller, a record `interrupted`, no text"
+    )
     def test_what_is_no_decision_is_recorded_as_interrupted(self, sink: MemorySink) -> None:
         with pytest.raises(PolicyError):
             guard_of(Deciding(lambda verdict, situation: None), audit=sink)("Capital?")
@@ -96,11 +99,13 @@ class TestPolicy:
         with pytest.raises(ZeroDivisionError):
             guard_of(Deciding(lambda verdict, situation: 1 // 0))("Capital?")
 
+    @pytest.mark.fault("policy", "it raises", "the error to the caller, a record `interrupted`, no text")
     def test_an_exception_in_the_policy_is_recorded(self, sink: MemorySink) -> None:
         with pytest.raises(ZeroDivisionError):
             guard_of(Deciding(lambda verdict, situation: 1 // 0), audit=sink)("Capital?")
         assert [each.rule for each in sink.records] == ["interrupted"]
 
+    @pytest.mark.fault("policy", "it is async", "refused, no text")
     def test_an_async_policy_is_refused(self) -> None:
         promised = coroutine(Decision(action="accept", rule="r", reason="because"))
         try:
@@ -109,6 +114,7 @@ class TestPolicy:
         finally:
             promised.close()
 
+    @pytest.mark.fault("policy", "what it says of itself is no JSON", "an error before anything is generated")
     def test_a_policy_that_describes_itself_badly_lets_nothing_through(self, sink: MemorySink) -> None:
         class Odd(Deciding):
             def describe(self) -> dict[str, Any]:
@@ -122,6 +128,7 @@ class TestPolicy:
         with pytest.raises(ConfigurationError):
             guard_of(policy="accept")
 
+    @pytest.mark.fault("policy", "a plain function without `describe()`", "refused when the guard is made")
     def test_a_function_that_can_not_describe_itself_is_refused_before_anything_is_generated(self) -> None:
         with pytest.raises(ConfigurationError):
             guard_of(lambda verdict, situation: Decision(action="accept", rule="r", reason="because"))
@@ -146,6 +153,7 @@ class TestScorer:
         assert (outcome.text, outcome.decision.rule) == (None, "on_error")
 
     @pytest.mark.parametrize("how", BROKEN)
+    @pytest.mark.fault("scorer", "{case}", "the policy's `on_error` (by default an abstention), recorded")
     def test_one_that_fails_is_in_the_log_with_its_reason(self, how: str, sink: MemorySink) -> None:
         guard_of(scorer=Scoring(self.BROKEN[how]), audit=sink)("Capital?")
         [record] = sink.records
@@ -156,12 +164,16 @@ class TestScorer:
         outcome = guard_of(policy, ScriptedScorer(ValueError("no gradient")), audit=sink)("Capital?")
         assert (outcome.text, "ValueError" in sink.records[0].reason) == ("Lyon", True)
 
+    @pytest.mark.fault(
+        "scorer", "one answer of a batch cannot be scored", "the others are scored, this one is unscored"
+    )
     def test_one_answer_that_can_not_be_scored_does_not_take_the_others_with_it(self) -> None:
         model = ScriptedModel({"a": "one", "b": "two", "c": "three"})
         script = {"one": GOOD, "two": ValueError("no"), "three": GOOD}
         outcomes = guard_of(scorer=ScriptedScorer(script), model=model).batch(["a", "b", "c"])
         assert [each.text for each in outcomes] == ["one", None, "three"]
 
+    @pytest.mark.fault("scorer", "it gives the score of another scorer", "an error score, no text")
     def test_a_score_signed_by_another_scorer_is_refused(self) -> None:
         foreign = Score(status="scored", scorer=ScorerIdentity(name="other", version="9"), scores={"hybridgrad": 0.0})
         outcome = guard_of(AbstainBelow(**LIMIT), Scoring(lambda generations: [foreign] * len(generations)))("Capital?")
@@ -171,6 +183,7 @@ class TestScorer:
         with pytest.raises(ValueError):
             Score(status="fine", scorer=Scoring.identity, reason="because")  # type: ignore[arg-type]
 
+    @pytest.mark.fault("scorer", "the score that the policy reads is missing", "an abstention `unknown_score`")
     def test_the_score_that_the_policy_reads_must_be_there(self) -> None:
         outcome = guard_of(AbstainBelow(score="semgrad", limit=1e9))("Capital?")
         assert (outcome.text, outcome.decision.rule) == (None, "unknown_score")
@@ -188,6 +201,9 @@ class TestUnscorable:
     }
 
     @pytest.mark.parametrize("kind", ANSWERS)
+    @pytest.mark.fault(
+        "answer", "{case}", "unscorable: the policy's `on_unscorable` (by default an abstention), recorded"
+    )
     def test_it_is_abstained_from(self, kind: str, tiny: WhiteBoxModel, sink: MemorySink) -> None:
         outcome = self.guard(tiny, Accept(), sink).review("Who?", self.ids(tiny, kind))
         assert (outcome.text, outcome.decision.rule) == (None, "on_unscorable")
@@ -207,6 +223,7 @@ class TestUnscorable:
         [record] = sink.records
         assert (record.status, record.rule, "unscored" in record.reason) == ("unscorable", "on_unscorable", True)
 
+    @pytest.mark.fault("answer", "the model ends at once", "unscorable, an abstention")
     def test_a_model_that_ends_at_once_is_abstained_from(self, sink: MemorySink) -> None:
         import torch
 
@@ -226,16 +243,19 @@ class TestAudit:
         def __call__(self, record: Any) -> str:
             raise AuditError("the disk is full")
 
+    @pytest.mark.fault("sink", "it raises", "`AuditError`, no text")
     def test_what_can_not_be_recorded_is_not_let_through(self) -> None:
         with pytest.raises(AuditError):
             guard_of(audit=self.Full())("Capital?")
 
+    @pytest.mark.fault("sink", "the log was closed", "`AuditError`, no text")
     def test_a_closed_log_lets_nothing_through(self, tmp_path: Any) -> None:
         log = AuditLog(tmp_path / "audit.jsonl", fsync=False)
         log.close()
         with pytest.raises(AuditError):
             guard_of(audit=log)("Capital?")
 
+    @pytest.mark.fault("sink", "it raises at the answer of an escalation", "`AuditError`, no text")
     def test_a_sink_that_fails_at_the_escalations_answer_keeps_it_in(self) -> None:
         kept: list[Any] = []
 
@@ -249,10 +269,12 @@ class TestAudit:
             guard_of(EscalateBelow(**LIMIT, to=lambda m: "Paris"), ScriptedScorer(BAD), audit=sink)("Capital?")
 
     @pytest.mark.parametrize("answer", [None, "", 7, True])
+    @pytest.mark.fault("sink", "it gives no id", "`AuditError`, no text")
     def test_a_sink_that_gives_no_id_lets_nothing_through(self, answer: Any) -> None:
         with pytest.raises(AuditError):
             guard_of(audit=lambda record: answer)("Capital?")
 
+    @pytest.mark.fault("sink", "it is async", "`AuditError`, no text")
     def test_an_async_sink_lets_nothing_through(self) -> None:
         promised = coroutine("an id, some day")
         try:
@@ -272,6 +294,9 @@ class TestAudit:
         with pytest.raises(KeyboardInterrupt):
             guard_of(Deciding(interrupts), audit=sink)("Capital?")
 
+    @pytest.mark.fault(
+        "sink", "it raises for one prompt of a batch", "an error, nothing leaves, the others have their record"
+    )
     def test_a_sink_that_breaks_once_does_not_cost_the_others_their_record(self) -> None:
         kept: list[Any] = []
 
@@ -301,23 +326,27 @@ class TestInterruption:
         with pytest.raises(KeyboardInterrupt):
             guard_of(scorer=Scoring(interrupts))("Capital?")
 
+    @pytest.mark.fault("interruption", "Ctrl-C while scoring", "goes through; a record `interrupted`")
     def test_during_scoring_it_is_recorded(self, sink: MemorySink) -> None:
         with pytest.raises(KeyboardInterrupt):
             guard_of(scorer=Scoring(interrupts), audit=sink)("Capital?")
         [record] = sink.records
         assert (record.decision, record.rule, record.status) == ("abstain", "interrupted", "error")
 
+    @pytest.mark.fault("interruption", "Ctrl-C while looking up", "goes through; a record `interrupted`")
     def test_during_retrieval_it_is_recorded(self, sink: MemorySink) -> None:
         policy = RetrieveBelow(**LIMIT, retriever=interrupts)
         with pytest.raises(KeyboardInterrupt):
             guard_of(policy, ScriptedScorer(BAD), audit=sink)("Capital?")
         assert [(each.rule, each.status) for each in sink.records] == [("interrupted", "scored")]
 
+    @pytest.mark.fault("interruption", "Ctrl-C while escalating", "goes through; a record `interrupted`")
     def test_during_escalation_it_is_recorded(self, sink: MemorySink) -> None:
         with pytest.raises(KeyboardInterrupt):
             guard_of(EscalateBelow(**LIMIT, to=interrupts), ScriptedScorer(BAD), audit=sink)("Capital?")
         assert [each.rule for each in sink.records] == ["interrupted"]
 
+    @pytest.mark.fault("interruption", "Ctrl-C in a batch", "a record for every draft")
     def test_it_is_recorded_for_every_prompt_of_a_batch(self, sink: MemorySink) -> None:
         with pytest.raises(KeyboardInterrupt):
             guard_of(scorer=Scoring(interrupts), audit=sink).batch(["a", "b", "c"])
@@ -357,11 +386,13 @@ class TestCalibration:
     def test_one_of_its_own_is_taken(self, white: WhiteBoxModel, fitted: Any) -> None:
         assert 0 <= Guard(white, policy=Accept(), calibration=fitted)("Who?", max_new_tokens=4).confidence <= 1
 
+    @pytest.mark.fault("calibration", "fitted on another model", "`CalibrationMismatch` before anything is generated")
     def test_one_of_another_model_is_refused(self, fitted: Any) -> None:
         other = WhiteBoxModel(tiny_model(seed=1), tiny_tokenizer(), name="tiny")
         with pytest.raises(CalibrationMismatch, match="model"):
             Guard(other, policy=Accept(), calibration=fitted)
 
+    @pytest.mark.fault("calibration", "fitted in another dtype", "`CalibrationMismatch`")
     def test_one_of_another_dtype_is_refused(self, fitted: Any) -> None:
         import torch
 
@@ -369,16 +400,19 @@ class TestCalibration:
         with pytest.raises(CalibrationMismatch, match="dtype"):
             Guard(other, policy=Accept(), calibration=fitted)
 
+    @pytest.mark.fault("calibration", "fitted with another chat template", "`CalibrationMismatch`")
     def test_one_of_another_template_is_refused(self, white: WhiteBoxModel, fitted: Any) -> None:
         template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
         other = WhiteBoxModel(white.model, tiny_tokenizer(chat_template=template), name="tiny")
         with pytest.raises(CalibrationMismatch, match="template"):
             Guard(other, policy=Accept(), calibration=fitted)
 
+    @pytest.mark.fault("calibration", "fitted with another scorer", "`CalibrationMismatch`")
     def test_one_of_another_scorer_is_refused(self, white: WhiteBoxModel, fitted: Any) -> None:
         with pytest.raises(CalibrationMismatch, match="scorer"):
             Guard(white, policy=Accept(), scorer=SemGrad(), calibration=fitted)
 
+    @pytest.mark.fault("calibration", "fitted with other settings of the scorer", "`CalibrationMismatch`")
     def test_one_of_other_settings_is_refused(self, white: WhiteBoxModel, fitted: Any) -> None:
         with pytest.raises(CalibrationMismatch, match="settings"):
             Guard(white, policy=Accept(), scorer=HybridGrad(reduction="mean"), calibration=fitted)
@@ -389,6 +423,7 @@ class TestCalibration:
             guard.calibration = fitted.model_copy(update={"fingerprint": "another"})
             guard("Who?", max_new_tokens=4)
 
+    @pytest.mark.fault("calibration", "the weights change between two calls", "`CalibrationMismatch` on the next call")
     def test_it_does_not_outlive_a_change_of_the_weights(self) -> None:
         import torch
 
@@ -454,6 +489,7 @@ class TestInput:
         with pytest.raises(InputError):
             guard_of()(prompt)
 
+    @pytest.mark.fault("prompt", "one prompt of a batch cannot be used", "`InputError` before anything is generated")
     def test_a_bad_prompt_in_a_batch_is_refused_before_anything_is_generated(self) -> None:
         model = ScriptedModel("x")
         with pytest.raises(InputError):
@@ -477,6 +513,7 @@ class TestInput:
         with pytest.raises((ConfigurationError, TypeError)):
             guard_of(**{name: value})
 
+    @pytest.mark.fault("prompt", "with passages it is longer than the context", "an abstention, recorded")
     def test_a_prompt_too_long_after_retrieval_leads_to_an_abstention(self, sink: MemorySink) -> None:
         policy = RetrieveBelow(**LIMIT, retriever=lambda query: ["x" * 500]) | Accept()
         guard = guard_of(policy, ScriptedScorer(BAD), model=ScriptedModel("Lyon", context=300), audit=sink)
@@ -489,6 +526,7 @@ class TestInput:
 
 
 class TestOutcome:
+    @pytest.mark.fault("draft", "an outcome is printed", "nothing of the draft is shown")
     def test_it_does_not_show_the_draft_when_it_is_printed(self) -> None:
         outcome = guard_of(AbstainBelow(**LIMIT), ScriptedScorer(BAD), model=ScriptedModel("SECRET"))("Capital?")
         assert "SECRET" not in repr(outcome)
@@ -510,6 +548,7 @@ class TestOutcome:
         outcome = Guard(tiny, policy=Accept())("Who?", max_new_tokens=3)
         assert pickle.loads(pickle.dumps(outcome)).text == copy.deepcopy(outcome).text == outcome.text
 
+    @pytest.mark.fault("draft", "an application logs everything", "nothing of the draft is in its log")
     def test_an_abstention_leaves_nothing_of_the_draft_in_the_ordinary_log(self, caplog: Any) -> None:
         caplog.set_level("DEBUG")
         guard_of(AbstainBelow(**LIMIT), ScriptedScorer(BAD), model=ScriptedModel("SECRET"))("Capital?")
@@ -614,6 +653,7 @@ class TestRecords:
 class TestEveryDraftHasARecord:
     """… or an exception was raised before there was one."""
 
+    @pytest.mark.fault("answer", "one to review is longer than the context", "unscorable, with a record")
     def test_an_answer_beyond_the_context_is_unscorable_and_recorded(self, sink: MemorySink) -> None:
         guard = guard_of(model=ScriptedModel("x", context=60), audit=sink)
         guard.model = WhiteBoxModel(tiny_model(max_position_embeddings=64), tiny_tokenizer())
@@ -621,6 +661,7 @@ class TestEveryDraftHasARecord:
         assert (outcome.text, outcome.decision.rule) == (None, "on_unscorable")
         assert (sink.records[0].answer, "context" in sink.records[0].detail) == ("x" * 80, True)
 
+    @pytest.mark.fault("interruption", "drawing again fails in a batch", "a record for every draft")
     def test_a_nudge_that_raises_leaves_a_record_of_every_draft(self, sink: MemorySink) -> None:
         class Nudged(ScriptedModel):
             def generate(self, messages: Any, **settings: Any) -> Any:
@@ -638,6 +679,7 @@ class TestEveryDraftHasARecord:
             (2, "interrupted"),
         ]
 
+    @pytest.mark.fault("policy", "`describe()` raises", "an error before anything is generated")
     def test_a_policy_that_cannot_describe_itself_is_refused_before_anything_is_generated(self) -> None:
         class Nameless:
             def __call__(self, verdict: Any, situation: Any) -> Decision:
@@ -651,6 +693,9 @@ class TestEveryDraftHasARecord:
             guard_of(Nameless(), model=model)("Who?")
         assert model.calls == []
 
+    @pytest.mark.fault(
+        "sink", "`guard.audit = None` in the middle of a call", "the call writes to the log that it began with"
+    )
     def test_taking_the_log_away_in_the_middle_of_a_call_does_not_take_its_records_away(self, sink: MemorySink) -> None:
         guard = guard_of(audit=sink)
 
@@ -662,6 +707,7 @@ class TestEveryDraftHasARecord:
         assert guard("Who?").audit_ids == (sink.records[0].id,)
 
     @pytest.mark.parametrize("odd", [5, b"t", ["t"], "\ud83d"], ids=repr)
+    @pytest.mark.fault("prompt", "an odd `thread_id`", "`InputError` before anything is generated")
     def test_an_odd_thread_id_is_refused_before_anything_is_generated(self, odd: Any) -> None:
         model = ScriptedModel("x")
         with pytest.raises(InputError):
@@ -694,6 +740,9 @@ class TestErrorsDoNotCarryTheDraft:
     def quoting(self, record: Any) -> str:
         raise RuntimeError(f"duplicate key in row {record.answer}")
 
+    @pytest.mark.fault(
+        "sink", "its error quotes the row", "`AuditError` names the kind of error; no frame holds the draft"
+    )
     def test_a_sinks_error_is_named_by_its_kind(self) -> None:
         error = self.raised(audit=self.quoting)
         assert isinstance(error, AuditError) and "RuntimeError" in str(error)
@@ -720,6 +769,7 @@ class TestErrorsDoNotCarryTheDraft:
         error = self.raised(audit=self.quoting, debug=True)
         assert isinstance(error, RuntimeError) and SECRET in str(error)
 
+    @pytest.mark.fault("scorer", "its error message quotes the draft", "the record names only the kind of error")
     def test_a_scorers_message_is_not_in_the_record(self, sink: MemorySink) -> None:
         class Quoting(ScriptedScorer):
             def batch(self, model: Any, generations: Any) -> Any:

@@ -247,6 +247,7 @@ def test_an_answer_that_says_it_was_guarded_elsewhere_is_recorded_all_the_same(
     assert [each.answer for each in sink.records] == [TOLD]
 
 
+@pytest.mark.fault("answer", "the prompt held an image", "unscorable, with a record")
 def test_an_answer_to_an_image_has_a_record_without_a_score(white: Any, sink: MemorySink) -> None:
     asked = HumanMessage([{"type": "text", "text": "Who is this?"}, {"type": "image_url", "image_url": {"url": "x"}}])
     model = FakeListChatModel(responses=["Ada"])

@@ -53,6 +53,7 @@ def chat(**settings: Any) -> FakeListChatModel:
     return FakeListChatModel(responses=[DRAFT], **settings)
 
 
+@pytest.mark.fault("listener", "a configure hook in a context variable", "hears nothing of the guarded step")
 def test_a_configure_hook_hears_no_draft(guard: Any, hook: Listener) -> None:
     chat().invoke("Who?")
     assert DRAFT in hook.heard.pop(), "the hook hears of steps that are not guarded"
@@ -74,6 +75,7 @@ def test_a_configure_hook_does_not_hear_an_escalations_model(guarded: Any, hook:
     assert len(hook.heard) == 1, "what is delivered, and no more"
 
 
+@pytest.mark.fault("listener", "a configure hook of an environment variable", "the call is refused, naming the handler")
 def test_a_hook_of_an_environment_variable_is_refused(guard: Any, monkeypatch: Any, sink: MemorySink) -> None:
     variable: ContextVar[BaseCallbackHandler | None] = ContextVar("of the environment", default=None)
     register_configure_hook(variable, inheritable=True, handle_class=Listener, env_var="GUARD_TEST_LISTENS")
@@ -86,6 +88,7 @@ def test_a_hook_of_an_environment_variable_is_refused(guard: Any, monkeypatch: A
     assert sink.records == []
 
 
+@pytest.mark.fault("listener", "an instrumented callback manager", "the call is refused, naming the handler")
 def test_an_instrumented_callback_manager_is_refused(guard: Any, monkeypatch: Any) -> None:
     listener, made = Listener(), BaseCallbackManager.__init__
 
@@ -106,6 +109,7 @@ def debugging() -> Iterator[None]:
     set_debug(False)
 
 
+@pytest.mark.fault("listener", "`set_debug(True)` around a guarded step", "the call is refused")
 async def test_debug_is_refused(guard: Any, debugging: None, capsys: Any) -> None:
     step = GuardRunnable(chat(), guard())
     with pytest.raises(ConfigurationError, match="heard by ConsoleCallbackHandler"):
@@ -115,6 +119,7 @@ async def test_debug_is_refused(guard: Any, debugging: None, capsys: Any) -> Non
     assert DRAFT not in capsys.readouterr().out
 
 
+@pytest.mark.fault("listener", "`set_debug(True)` around a guarded chat model", "prints what is delivered and no draft")
 def test_debug_of_a_guarded_chat_model_prints_no_draft(guarded: Any, debugging: None, capsys: Any, sink: Any) -> None:
     assert guarded().invoke("Who was Ada?").content == SAID
     printed = capsys.readouterr().out
@@ -137,6 +142,7 @@ def cache() -> Iterator[InMemoryCache]:
 
 
 @pytest.mark.parametrize("step", [chat(), chat() | StrOutputParser(), chat().bind(stop=["x"]), RunnableLambda(str)])
+@pytest.mark.fault("listener", "a global LLM cache", "the call is refused; nothing is in the cache")
 def test_a_global_cache_is_refused(guard: Any, cache: InMemoryCache, step: Any) -> None:
     with pytest.raises(ConfigurationError, match="global LLM cache"):
         GuardRunnable(step, guard()).invoke("Who was Ada?")

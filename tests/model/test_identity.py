@@ -114,6 +114,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
+@pytest.mark.fault("model", "{case}", "another identity within the looks of one call: calibrations no longer hold")
 def test_a_change_is_seen_within_the_looks_of_one_call(white: WhiteBoxModel, change: Callable[[WhiteBoxModel], None]):
     before = white.identity
     change(white)
@@ -127,6 +128,9 @@ def test_a_value_between_the_samples_is_read_when_a_model_is_loaded():
     assert Fingerprint(one)() != Fingerprint(other)()
 
 
+@pytest.mark.fault(
+    "model", "one value past torch, between the samples", "found when its part of the memory has its turn"
+)
 def test_a_value_between_the_samples_is_found_when_its_part_has_its_turn(white: WhiteBoxModel):
     before = white.identity
     weight(white).data[3, 5] += 1.0
@@ -167,12 +171,14 @@ class TestAdapters:
     def white(self, tuned: Any) -> WhiteBoxModel:
         return WhiteBoxModel(tuned, tiny_tokenizer())
 
+    @pytest.mark.fault("model", "a LoRA adapter is switched off", "another identity")
     def test_switched_off_it_is_another_model_and_on_again_the_same(self, tuned: Any, white: WhiteBoxModel):
         before = white.identity
         with tuned.disable_adapter():
             assert white.identity.structure != before.structure
         assert white.identity == before
 
+    @pytest.mark.fault("model", "another LoRA adapter is active", "another identity")
     def test_another_active_adapter_is_another_model(self, tuned: Any, white: WhiteBoxModel):
         tuned.add_adapter("other", peft.LoraConfig(**LORA))
         before = white.identity
@@ -181,11 +187,13 @@ class TestAdapters:
         tuned.set_adapter("default")
         assert white.identity == before
 
+    @pytest.mark.fault("model", "the scaling of a LoRA adapter changes", "another identity")
     def test_its_scaling_counts(self, tuned: Any, white: WhiteBoxModel):
         before = white.identity
         tuned.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] *= 2
         assert white.identity.structure != before.structure
 
+    @pytest.mark.fault("model", "a LoRA adapter is merged", "another identity")
     def test_merged_it_is_another_model(self, tuned: Any, white: WhiteBoxModel):
         before = white.identity
         tuned.merge_adapter()

@@ -247,6 +247,10 @@ class Calibration(BaseModel):
                 f"the calibration was fitted on something else: {'; '.join(differing)}",
                 hint="fit one for this model, template, dtype and scorer",
             )
+        if self.certificates and any(each.covers != self.covered for each in self.certificates):
+            raise CalibrationMismatch(
+                "the calibration was changed after it was certified", hint="load it from its file, or certify it again"
+            )
         risk = getattr(policy, "needs_risk", None)
         if policy is not None and risk is not None:
             self._check_risk(policy, risk)

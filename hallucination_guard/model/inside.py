@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import xxhash
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model.anchor import locate_anchor
@@ -54,7 +55,7 @@ class Inside:
         return ModelIdentity(
             name=self.name,
             fingerprint=weights,
-            structure=structure,
+            structure=xxhash.xxh3_128_hexdigest(f"{structure} {sorted(self.end_ids)}".encode()),
             dtype=str(self.model.dtype).removeprefix("torch."),
             template=template_hash(self.tokenizer) + ("" if self._profile is None else self._profile.mark),
         )

@@ -55,6 +55,8 @@ class Structure:
         self._filled, self._empty = [each for each in parts if each], [each for each in parts if not each]
         settings = [_settings(each) for each in model.modules()]
         self._containers = [(own, each) for own, (named, _) in zip(self._own, settings, strict=True) for each in named]
+        self._modules = tuple(model.modules())
+        self._kinds = tuple({type(each) for each in self._modules})
         self._getters = [itemgetter(*_PARTS, *names) for _, names in settings]
         # The objects are held, so that none of another value can take the place of one in memory.
         self._objects, self._words = self._look()
@@ -76,6 +78,8 @@ class Structure:
         for own, getter in zip(self._own, self._getters, strict=True):
             objects.extend(getter(own))
         words: list[object] = [*map(len, self._own), *(repr(own[name]) for own, name in self._containers)]
+        objects.extend(map(type, self._modules))
+        objects.extend([kind.forward for kind in self._kinds])  # some libraries replace it in the class
         for name in _GLOBAL_HOOKS:
             objects.extend(getattr(torch_module, name).values())
         for value in self._config.values():
@@ -109,7 +113,7 @@ def _hashed(model: Any) -> str:
     digest.update(f"{model.dtype} {json.dumps(config, sort_keys=True, default=str)}".encode())
     for name, module in model.named_modules():
         kind = type(module)
-        digest.update(f"\n{name} {kind.__module__}.{kind.__qualname__}".encode())
+        digest.update(f"\n{name} {kind.__module__}.{kind.__qualname__} {_name(kind.forward)}".encode())
         for key in sorted(module.__dict__):
             if _counts(module, key):
                 for words in _in_words(module.__dict__[key]):

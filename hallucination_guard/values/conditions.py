@@ -24,9 +24,9 @@ class Conditions:
     The settings are those of the call: what a policy changes for a further attempt belongs to the policy.
 
     Args:
-        frame: hash of what stands around the question: system turns, whether there were earlier turns, and the text
-            around the question where the caller named it. A template inside the user's own turn cannot be told from
-            the question and is not in it.
+        frame: hash of what stands around the question: system turns, whether there were earlier turns, the role of
+            the last one, and the text around the question where the caller named it. A template inside the user's own
+            turn cannot be told from the question and is not in it.
         max_new_tokens: the answer's length at most; None where something else wrote it, and so for the next three.
         temperature: 0 is greedy.
         top_p: of sampling; 1 where the draw is greedy.
@@ -153,5 +153,6 @@ def _frame(messages: tuple[Message, ...], question: str | None) -> str:
     system = [[turn.role, turn.content] for turn in messages if turn.role in ("system", "developer")]
     others = [turn for turn in messages if turn.role not in ("system", "developer")]
     around = list(others[-1].content.rpartition(question)[::2]) if question and others else []
-    plain = json.dumps([system, len(others) > 1, around])
+    asker = others[-1].role if others else ""
+    plain = json.dumps([system, len(others) > 1, asker, around])
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -17,8 +17,8 @@ class ModelIdentity:
         fingerprint: hash over every value of its weights and buffers.
         dtype: of the weights, for example ``float32``.
         template: hash of the chat template; ``none`` for a model without one.
-        structure: hash over the config and all else that it computes with: classes, settings, adapters, hooks; empty
-            for what has no inside.
+        structure: hash over the config and all else that it computes with: classes, settings, adapters, hooks, and the
+            tokens that end an answer; empty for what has no inside.
     """
 
     name: str

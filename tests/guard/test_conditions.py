@@ -63,6 +63,7 @@ def asked(
 
 
 SYSTEM = [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Who?"}]
+ASSISTANT = [{"role": "assistant", "content": "Who?"}]
 TURNS = [{"role": role, "content": "Who?"} for role in ("user", "assistant", "user")]
 
 
@@ -80,6 +81,7 @@ def test_what_was_drawn_as_the_labelled_answers_is_certified():
         ("stop", lambda guard: guard("Who?", stop=["\n"])),
         ("frame", lambda guard: guard(SYSTEM)),
         ("frame", lambda guard: guard(TURNS)),
+        ("frame", lambda guard: guard(ASSISTANT)),
         ("frame", lambda guard: guard("Once upon a time. Who? Tell me.", question="Who?")),
         ("ending", lambda guard: guard.review("Who?", "Paris")),
     ],
@@ -89,6 +91,7 @@ def test_what_was_drawn_as_the_labelled_answers_is_certified():
         "another stop text",
         "a system prompt",
         "a conversation",
+        "a turn that is not the user's",
         "another text around the question",
         "an answer that something else wrote",
     ],
@@ -263,3 +266,10 @@ def test_the_white_box_model_says_how_an_answer_ended(tiny):
     cut = tiny.generate("Who are you?", max_new_tokens=6, stop=[text[2:4]])
     assert cut.finish_reason == "stop_text" and cut.settings.stop == (text[2:4],)
     assert tiny.read("Who are you?", answer="me").finish_reason == "read"
+
+
+@pytest.mark.fault("conditions", "they are changed in memory", "`CalibrationMismatch` on the next call")
+def test_conditions_changed_in_memory_part_from_their_certificates():
+    changed = fitted().model_copy(update={"conditions": drawn(temperature=0.7)})
+    with pytest.raises(CalibrationMismatch, match="changed after it was certified"):
+        Guard(MODEL, policy=POLICY, scorer=SCORER, calibration=changed)

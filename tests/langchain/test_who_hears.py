@@ -11,12 +11,13 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.globals import set_debug, set_llm_cache
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers import context
 from langchain_core.tracers.context import register_configure_hook
 
-from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.errors import CallError, ConfigurationError
 from hallucination_guard.testing import MemorySink
 from hallucination_guard_langchain import GuardRunnable
 from hallucination_guard_policies import EscalateBelow
@@ -153,3 +154,33 @@ def test_a_model_that_does_not_use_it_is_let(guard: Any, cache: InMemoryCache) -
     step = GuardRunnable(chat(cache=False) | StrOutputParser(), guard())
     assert step.invoke("Who was Ada?") == SAID
     assert cache._cache == {}
+
+
+class Unparsable(Exception):
+    """A parser's error, which quotes."""
+
+
+@pytest.mark.fault("draft", "a step's own error quotes it", "the error names only the kind")
+async def test_a_steps_own_error_is_named_by_its_kind(guard: Any) -> None:
+    def parse(text: Any) -> str:
+        raise Unparsable(f"cannot parse {text.content}")
+
+    step = GuardRunnable(chat() | RunnableLambda(parse), guard())
+    with pytest.raises(CallError, match="the guarded step raised Unparsable") as caught:
+        step.invoke("Who was Ada?")
+    with pytest.raises(CallError, match="the guarded step raised Unparsable"):
+        await step.ainvoke("Who was Ada?")
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    open_to_look = guard()
+    open_to_look.debug = True
+    with pytest.raises(Unparsable, match=DRAFT):
+        GuardRunnable(chat() | RunnableLambda(parse), open_to_look).invoke("Who was Ada?")
+
+
+@pytest.mark.parametrize("where", ["id", "name", "model_name", "logprobs"])
+@pytest.mark.fault("draft", "the step writes it into {case}", "nothing of it is in the abstention")
+def test_an_abstention_has_nothing_that_the_step_wrote(guard: Any, where: str) -> None:
+    metadata = {where: DRAFT} if where in ("model_name", "logprobs") else {}
+    fields = {where: DRAFT} if where in ("id", "name") else {}
+    step = RunnableLambda(lambda _: AIMessage(DRAFT, response_metadata=metadata, **fields))
+    assert DRAFT not in repr(GuardRunnable(step, guard()).invoke("Who was Ada?"))

@@ -21,7 +21,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict, Field
 
-from hallucination_guard.errors import ConfigurationError, InputError, without_frames
+from hallucination_guard.errors import CallError, ConfigurationError, GuardError, InputError, without_frames
 from hallucination_guard.guard import Guard
 from hallucination_guard.values import Message, Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
@@ -87,7 +87,16 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             asked = self._asked(value)
             with unheard(config) as silent:
                 self._see_that_nobody_listens()
-                return self._decide(asked, self.bound.invoke(value, silent, **kwargs), silent)
+                written, failure = None, None
+                try:
+                    written = self.bound.invoke(value, silent, **kwargs)
+                except Exception as error:
+                    if self.guard.debug or isinstance(error, GuardError):
+                        raise
+                    failure = self._by_its_kind(error)
+                if failure is not None:  # raised here, so that it does not carry the error as its context
+                    raise failure
+                return self._decide(asked, written, silent)
 
         return self._call_with_config(run, input, config, run_type="chain")
 
@@ -100,17 +109,35 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             asked = self._asked(value)
             with unheard(config) as silent:
                 self._see_that_nobody_listens()
+                written, failure = None, None
                 try:
-                    written = await self.bound.ainvoke(value, silent, **kwargs)
-                except NotImplementedError:  # a local HuggingFacePipeline has no async of its own
-                    written = await run_in_executor(silent, self.bound.invoke, value, silent, **kwargs)
+                    written = await self._awritten(value, silent, kwargs)
+                except Exception as error:
+                    if self.guard.debug or isinstance(error, GuardError):
+                        raise
+                    failure = self._by_its_kind(error)
+                if failure is not None:
+                    raise failure
                 return await run_in_executor(silent, self._decide, asked, written, silent)
 
         return await self._acall_with_config(run, input, config, run_type="chain")
 
+    async def _awritten(self, value: LanguageModelInput, config: RunnableConfig, kwargs: dict[str, Any]) -> Any:
+        try:
+            return await self.bound.ainvoke(value, config, **kwargs)
+        except NotImplementedError:  # a local HuggingFacePipeline has no async of its own
+            return await run_in_executor(config, self.bound.invoke, value, config, **kwargs)
+
     def _see_that_nobody_listens(self) -> None:
         if not self.guard.debug:
             refuse_listeners(self.bound)
+
+    def _by_its_kind(self, error: Exception) -> CallError:
+        """A step's own error without its words: a parser, for example, quotes what it could not parse."""
+        return CallError(
+            f"the guarded step raised {type(error).__name__}",
+            hint="Guard(debug=True) shows the error, which may quote the draft",
+        )
 
     def _asked(self, value: LanguageModelInput) -> list[Message]:
         """What the step is asked, before it runs: a prompt that the guard cannot read must not become a draft."""
@@ -138,6 +165,7 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
             del written, text  # this frame is in the traceback as well
             raise without_frames(failure)
         if outcome.text is None and self.on_abstain == "error":
+            del written, text
             raise LowConfidenceError(outcome)
         return self._like(written, outcome)
 
@@ -145,17 +173,17 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         message = as_ai_message(outcome, abstention=self.abstention, model_name=str(self.guard.model.name))
         if not isinstance(written, BaseMessage):
             return message.content
-        message.id = written.id
         if isinstance(written, AIMessage) and outcome.attempts == 1:
-            # Later drafts are the guard's own. Not all metadata: logprobs and the like hold the draft's words.
-            kept = _KEPT_IF_SAID if outcome.accepted else _KEPT
-            message.response_metadata |= {key: each for key, each in written.response_metadata.items() if key in kept}
             message.usage_metadata = written.usage_metadata or message.usage_metadata
+        if outcome.accepted and outcome.attempts == 1:  # later drafts are the guard's own
+            message.id = written.id
+            # Not all metadata, and none with an abstention: a server may write the draft's words anywhere.
+            kept = {key: each for key, each in written.response_metadata.items() if key in _KEPT}
+            message.response_metadata |= kept
         return message
 
 
-_KEPT = ("model_name", "model_provider")
-_KEPT_IF_SAID = (*_KEPT, "finish_reason")
+_KEPT = ("model_name", "model_provider", "finish_reason")
 
 
 def _as_messages(value: object) -> list[BaseMessage]:

@@ -87,7 +87,8 @@ def read(path: Path, *, hint: str) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
         if len(text) > _LONGEST or _depth(text) > _DEEPEST:
-            raise PolicyError(f"policy {str(path)!r} is too long or too deep", hint="see the ready packs: a few rules")
+            message = f"{path}: more than {_LONGEST} characters, or {_DEEPEST} brackets open at once"
+            raise PolicyError(_one_line(message), hint="nest less deeply; the ready packs are a few rules")
         loader = _Loader(text)
     except OSError as error:
         raise PolicyError(f"policy {str(path)!r} cannot be read: {error.strerror}", hint=hint) from None

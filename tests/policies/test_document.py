@@ -244,7 +244,7 @@ BAD = {
     "two documents": (HEAD + ABSTAIN + "---\na: 1", 4, "another document", "mend the YAML"),
     "a python object": ("id: !!python/name:os.system\n", 1, "python/name:os.system", "mend the YAML"),
     "a date that is none": ("id: 2026-13-45\n", None, "month must be in 1..12", "quotes"),
-    "nested too deeply": ("[" * 3000, None, "maximum recursion depth", "nest less deeply"),
+    "nested too deeply": ("[" * 3000, None, "brackets open at once", "nest less deeply"),
     "a key twice": (HEAD + ABSTAIN + "id: other", 4, "key 'id' is given twice", "mend the YAML"),
     "an inner key twice": (
         HEAD + "rules:\n- abstain:\n    below: {confidence: 0.5}\n    below: {confidence: 0.9}",

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         Message,
         Outcome,
         Score,
+        Tool,
+        ToolCall,
         Verdict,
     )
 
@@ -64,6 +66,8 @@ _HOME = {
     "Score": "values",
     "SemGrad": "scoring",
     "Span": "scoring",
+    "Tool": "values",
+    "ToolCall": "values",
     "Verdict": "values",
     "WhiteBoxModel": "model",
     "explain": "scoring",
@@ -95,6 +99,8 @@ __all__ = [
     "Score",
     "SemGrad",
     "Span",
+    "Tool",
+    "ToolCall",
     "Verdict",
     "WhiteBoxModel",
     "__version__",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.model.calling import taught, written_calls
 from hallucination_guard.values import (
     Anchor,
     FinishReason,
@@ -17,6 +18,7 @@ from hallucination_guard.values import (
     Messages,
     Model,
     ModelIdentity,
+    Offered,
     Prompt,
     Score,
     ScorerIdentity,
@@ -186,18 +188,27 @@ class ScriptedModel:
         self._told: dict[str | None, int] = {}
         self._lock = threading.Lock()
 
-    def prompt(self, messages: Messages) -> Prompt:
-        """What the model reads.
+    def prompt(self, messages: Messages, **offered: Unpack[Offered]) -> Prompt:
+        """What the model reads. Calls of tools are written between ``<tool_call>`` and ``</tool_call>``, as JSON.
 
         Raises:
             InputError: on an empty prompt, or more than ``context`` tokens.
         """
         turns = as_messages(messages)
-        text = "".join(f"{turn.role}: {turn.content}\n" for turn in turns)
+        settings = GenerationSettings.of({**offered})
+        text = "".join(f"{turn.role}: {turn.content}\n" for turn in taught(turns, settings.tools or ()))
         ids = _bytes(text)
         if self.context is not None and len(ids) >= self.context:
             raise InputError(f"the prompt has {len(ids)} tokens and the context holds {self.context}")
-        return Prompt(messages=turns, text=text, token_ids=ids, header=0, templated=True)
+        return Prompt(
+            messages=turns,
+            text=text,
+            token_ids=ids,
+            header=0,
+            templated=True,
+            tools=settings.tools or (),
+            response_schema=settings.response_schema,
+        )
 
     def generate(self, messages: Messages | Sequence[Messages], **settings: Any) -> Any:
         """The next answer; a list of them for a list of prompts."""
@@ -207,16 +218,27 @@ class ScriptedModel:
         each_question = [questions] * len(batch) if questions is None or isinstance(questions, str) else questions
         made = [
             self._generation(
-                self.prompt(each), self._next(each, settings), self._ending, replace(drawn, question=question)
+                self.prompt(each, **drawn.offered),
+                self._next(each, settings),
+                self._ending,
+                replace(drawn, question=question),
             )
             for each, question in zip(batch, each_question, strict=True)
         ]
         return made if is_batch(messages) else made[0]
 
-    def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
+    def read(
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> Generation:
         """Take an answer that something else wrote."""
         text = answer if isinstance(answer, str) else bytes(answer).decode("utf-8", "replace")
-        return self._generation(self.prompt(messages), text, "read", GenerationSettings(question=question))
+        settings = GenerationSettings.of({"question": question, **offered})
+        return self._generation(self.prompt(messages, **offered), text, "read", settings)
 
     def _next(self, messages: Messages, settings: dict[str, Any]) -> str:
         turns = as_messages(messages)
@@ -249,6 +271,7 @@ class ScriptedModel:
             settings=settings,
             model=self.identity,
             anchor=Anchor(index=-1, token=prompt.text[-1], rule="last_user_token"),
+            written_calls=written_calls("hermes", text, prompt.tools, prompt_token_ids=prompt.token_ids),
         )
 
 

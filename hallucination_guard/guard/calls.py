@@ -54,7 +54,7 @@ def ask(to: Answerer, messages: Sequence[Message], *, timeout: float) -> str:
         CallError: if it raises or gives no text.
         CallTimeout: if it does not answer within ``timeout`` seconds.
     """
-    plain = [{"role": message.role, "content": message.content} for message in messages]
+    plain = [message.to_json_dict() for message in messages]
     answer = _within(_callable(to), plain, timeout)
     text = getattr(answer, "content", answer)
     if not isinstance(text, str) or not text.strip():

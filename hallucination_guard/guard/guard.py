@@ -195,7 +195,8 @@ class Guard:
         all_progress = []
         for prompt in prompts:
             messages = as_messages(prompt)
-            loop.model.prompt(messages)  # a prompt that cannot be used is refused before anything is generated
+            # A prompt that cannot be used is refused before anything is generated.
+            loop.model.prompt(messages, **settings.offered)
             all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
         for progress, answer in zip(all_progress, answers, strict=False):
             progress.given, progress.unscorable = self._given(progress, *answer)
@@ -217,20 +218,21 @@ class Guard:
         Raises:
             InputError: if it is no answer.
         """
+        settings = progress.settings
         try:
             if unscorable:
                 raise InputError(unscorable)
-            read = self.model.read(progress.messages, answer=answer, question=progress.settings.question)
+            read = self.model.read(progress.messages, answer=answer, question=settings.question, **settings.offered)
         except InputError as error:
             if not isinstance(answer, str):
                 raise
             unread = Generation(
                 messages=progress.messages,
-                prompt_token_ids=self.model.prompt(progress.messages).token_ids,
+                prompt_token_ids=self.model.prompt(progress.messages, **settings.offered).token_ids,
                 response_token_ids=(),
                 text=answer,
                 finish_reason="read",
-                settings=GenerationSettings(question=progress.settings.question),
+                settings=GenerationSettings.of({"question": settings.question, **settings.offered}),
                 model=self.model.identity,
                 anchor=None,
             )

@@ -177,10 +177,10 @@ class Loop:
         """Act, record, and end the call or set up its next attempt."""
         if decision.move is None:
             self.recorder.draft(progress, decision)
-            self._end(progress, decision, draft.generation.text if decision.action == "accept" else None)
+            self._end(progress, decision, draft.generation.content if decision.action == "accept" else None)
             return
         try:
-            found = carry_out(decision.move, model=self.model, asked=progress.asked)
+            found = carry_out(decision.move, model=self.model, asked=progress.asked, settings=progress.settings)
         except (CallError, InputError) as error:
             self._give_up(progress, decision, error)
             return

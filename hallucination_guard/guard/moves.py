@@ -13,6 +13,7 @@ from typing import TypeAlias, assert_never
 from hallucination_guard.guard.calls import ask, look_up
 from hallucination_guard.values import (
     Escalate,
+    GenerationSettings,
     Message,
     Model,
     Move,
@@ -56,13 +57,14 @@ class Ended:
 Next: TypeAlias = Again | Ended
 
 
-def carry_out(move: Move, *, model: Model, asked: tuple[Message, ...]) -> Next:
+def carry_out(move: Move, *, model: Model, asked: tuple[Message, ...], settings: GenerationSettings) -> Next:
     """Do it.
 
     Args:
         move: of the decision.
         model: that the next prompt has to fit.
         asked: the caller's own prompt.
+        settings: of the call.
 
     Raises:
         CallError: if a retriever or an escalation target fails.
@@ -72,17 +74,17 @@ def carry_out(move: Move, *, model: Model, asked: tuple[Message, ...]) -> Next:
         case Redraw():
             return Again(redraw=move)
         case Retrieve():
-            return _retrieve(move, model, asked)
+            return _retrieve(move, model, asked, settings)
         case Escalate():
             return _escalate(move, asked)
         case _:
             assert_never(move)
 
 
-def _retrieve(move: Retrieve, model: Model, asked: tuple[Message, ...]) -> Again:
+def _retrieve(move: Retrieve, model: Model, asked: tuple[Message, ...], settings: GenerationSettings) -> Again:
     passages = look_up(move, question_of(asked))
     messages = with_passages(asked, passages, move.template)
-    model.prompt(messages)  # with the passages it may exceed the context
+    model.prompt(messages, **settings.offered)  # with the passages it may exceed the context
     return Again(messages=messages, retrieved=tuple(passage.id for passage in passages))
 
 

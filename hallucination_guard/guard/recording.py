@@ -113,7 +113,7 @@ class Recorder:
             tokens={"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)},
             seconds={"generate": generation.seconds, "score": score.seconds},
             retrieved=progress.retrieved,
-            prompt=[{"role": message.role, "content": message.content} for message in generation.messages],
+            prompt=[message.to_json_dict() for message in generation.messages],
             answer=answer if escalated else generation.text,
             versions=_versions(),
         )

@@ -13,6 +13,7 @@ It is never guessed: where no rule holds there is no anchor, and what needs one 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import takewhile
 
 from hallucination_guard.errors import AnchorError, InputError
@@ -20,7 +21,7 @@ from hallucination_guard.model.literal import encoded
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import rendered
 from hallucination_guard.model.tokenizer import Tokenizer
-from hallucination_guard.values import Anchor, Message, Prompt, Rule, question_of
+from hallucination_guard.values import Anchor, Prompt, Rule, question_of
 
 __all__ = ["NO_ANCHOR", "end_of_user_text", "locate_anchor", "offsets_of"]
 
@@ -84,8 +85,8 @@ def end_of_user_text(tokenizer: Tokenizer, prompt: Prompt) -> int:
     others = []
     for content in ("one", "two"):
         turns = list(prompt.messages)
-        turns[last] = Message(role="user", content=content)
-        others.append(rendered(tokenizer, turns))
+        turns[last] = replace(turns[last], content=content)
+        others.append(rendered(tokenizer, prompt, turns))
     ends = zip(*(reversed(other) for other in others), strict=False)
     after = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], ends))[::-1]
     if not prompt.text.endswith(after):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from hallucination_guard.model.calling import format_of, written_calls, written_text
 from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end_of_answer
+from hallucination_guard.model.grammar import Constrained, grammar_for
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.replay import Trace
@@ -64,20 +66,23 @@ def _together(inside: Inside, asked: Sequence[_Asked], room: int, settings: Gene
     seconds = (time.perf_counter() - began) / len(asked)
     made = []
     identity = inside.identity
+    form, tools = format_of(inside.tokenizer), () if settings.tool_choice == "none" else settings.tools or ()
     for row, (prompt, anchor, question) in enumerate(asked):
         length, ending = end_of_answer(inside.tokenizer, run.drawn[row], inside.end_ids, settings.stop or ())
         answer = tuple(run.drawn[row][:length])
         most = room if ending == "length" else settings.max_new_tokens  # the context may have cut it earlier
+        text = written_text(inside.tokenizer, answer, calls=bool(tools))
         made.append(
             Generation(
                 messages=prompt.messages,
                 prompt_token_ids=prompt.token_ids,
                 response_token_ids=answer,
-                text=inside.tokenizer.decode(answer, skip_special_tokens=True),
+                text=text,
                 finish_reason=ending,
                 settings=replace(settings, question=question, max_new_tokens=most),
                 model=identity,
                 anchor=anchor,
+                written_calls=written_calls(form, text, tools, prompt_token_ids=prompt.token_ids),
                 seconds=seconds,
                 _trace=KeptTrace(run.trace(inside, row, prompt, anchor, answer)),
             )
@@ -97,6 +102,12 @@ def _decoded(inside: Inside, asked: Sequence[_Asked], room: int, settings: Gener
     view.__dict__["generation_config"] = config = _config(inside, room)
     # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
     cache = DynamicCache() if inside.sliceable else None
+    drawn_by = LogitsProcessorList([kept, *draw.processors(len(asked), inside.device)])
+    if grammar := grammar_for(inside.tokenizer, settings):
+        mask_by = Constrained(
+            inside.tokenizer, grammar, rows=len(asked), vocabulary=inside.vocabulary, end_ids=inside.end_ids
+        )
+        drawn_by.insert(1, mask_by)
     with undisturbed(inside.model, grad=False):
         ids, mask = _left_padded(inside, [each.prompt.token_ids for each in asked], config.pad_token_id)
         out = view.generate(
@@ -104,7 +115,7 @@ def _decoded(inside: Inside, asked: Sequence[_Asked], room: int, settings: Gener
             attention_mask=mask,
             generation_config=config,
             past_key_values=cache,
-            logits_processor=LogitsProcessorList([kept, *draw.processors(len(asked), inside.device)]),
+            logits_processor=drawn_by,
             stopping_criteria=StoppingCriteriaList([StopAtText(inside.tokenizer, stop, longest)] if stop else []),
         )
     return _Run(

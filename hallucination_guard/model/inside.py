@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import xxhash
@@ -18,7 +18,7 @@ from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import render, template_hash
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.model.view import Layout, tapped
-from hallucination_guard.values import Anchor, Messages, ModelIdentity, Prompt, as_messages
+from hallucination_guard.values import Anchor, GenerationSettings, Messages, ModelIdentity, Offered, Prompt, as_messages
 
 __all__ = ["Inside"]
 
@@ -99,14 +99,23 @@ class Inside:
         ids = own if isinstance(own, list) else [own]
         return frozenset(each for each in (*ids, self.tokenizer.eos_token_id) if each is not None)
 
-    def prompt(self, messages: Messages) -> Prompt:
+    def prompt(self, messages: Messages, **offered: Unpack[Offered]) -> Prompt:
         """What the model reads for these messages.
+
+        Args:
+            messages: the turns.
+            **offered: ``tools`` that it may call, the ``response_schema`` of its answer.
 
         Raises:
             InputError: if there is nothing to read, or more than the context holds.
         """
-        self.check_length(sum(len(turn.content) for turn in as_messages(messages)), "the prompt")
-        prompt = render(self.tokenizer, messages)
+        settings = GenerationSettings.of({**offered})
+        tools = settings.tools or ()
+        self.check_length(
+            sum(len(turn.content) for turn in as_messages(messages)) + sum(len(repr(each)) for each in tools),
+            "the prompt",
+        )
+        prompt = render(self.tokenizer, messages, tools=tools, response_schema=settings.response_schema)
         self.check_ids(prompt.token_ids, "the prompt")
         if self.context is not None and len(prompt.token_ids) >= self.context:
             raise InputError(

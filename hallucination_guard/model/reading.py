@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 from transformers import DynamicCache
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model.anchor import NO_ANCHOR
+from hallucination_guard.model.calling import format_of, written_calls, written_text
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.literal import literal_ids
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.view import undisturbed
-from hallucination_guard.values import Generation, GenerationSettings, Messages, checked_text
+from hallucination_guard.values import Generation, GenerationSettings, Messages, Offered, checked_text
 
 __all__ = ["kept_trace", "place", "read", "trace_ids"]
 
 
-def read(inside: Inside, messages: Messages, answer: str | Sequence[int], *, question: str | None) -> Generation:
+def read(
+    inside: Inside,
+    messages: Messages,
+    answer: str | Sequence[int],
+    *,
+    question: str | None,
+    **offered: Unpack[Offered],
+) -> Generation:
     """Take an answer that something else wrote; see :meth:`WhiteBoxModel.read`."""
-    prompt = inside.prompt(messages)
-    ids, text = _answer(inside, answer)
+    prompt = inside.prompt(messages, **offered)
+    ids, text = _answer(inside, answer, calls=bool(prompt.tools))
     length = len(prompt.token_ids) + len(ids)
     if inside.context is not None and length > inside.context:
         raise InputError(
@@ -37,14 +45,15 @@ def read(inside: Inside, messages: Messages, answer: str | Sequence[int], *, que
         response_token_ids=ids,
         text=text,
         finish_reason="read",
-        settings=GenerationSettings(question=question),
+        settings=GenerationSettings.of({"question": question, **offered}),
         model=inside.identity,
         anchor=inside.anchor(prompt, question),
+        written_calls=written_calls(format_of(inside.tokenizer), text, prompt.tools, prompt_token_ids=prompt.token_ids),
         _trace=KeptTrace(None),
     )
 
 
-def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...], str]:
+def _answer(inside: Inside, answer: str | Sequence[int], *, calls: bool) -> tuple[tuple[int, ...], str]:
     """Its token ids, and what they say."""
     tokenizer = inside.tokenizer
     if isinstance(answer, str):
@@ -58,7 +67,7 @@ def _answer(inside: Inside, answer: str | Sequence[int]) -> tuple[tuple[int, ...
         given = tuple(cast("Sequence[int]", answer))
         if given:
             inside.check_ids(given, "the answer")
-        return given, str(tokenizer.decode(given, skip_special_tokens=True))
+        return given, written_text(tokenizer, given, calls=calls)
     raise InputError(f"the answer is {answer!r}", hint="give its text or its token ids")
 
 

@@ -6,9 +6,9 @@ The only wall to transformers. The model handed in is never changed: no flag, no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, Unpack, cast, overload
 
 import torch
 
@@ -20,7 +20,16 @@ from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.selftest import self_test as run_self_test
 from hallucination_guard.model.tokenizer import Tokenizer
-from hallucination_guard.values import Generation, GenerationSettings, Messages, is_batch
+from hallucination_guard.values import (
+    JSON,
+    Generation,
+    GenerationSettings,
+    Messages,
+    Offered,
+    Tool,
+    ToolChoice,
+    is_batch,
+)
 
 __all__ = ["WhiteBoxModel"]
 
@@ -159,6 +168,10 @@ class WhiteBoxModel(Inside):
         top_p: float = ...,
         seed: int = ...,
         stop: Sequence[str] = ...,
+        tools: Sequence[Tool | Mapping[str, object]] = ...,
+        tool_choice: ToolChoice = ...,
+        strict_tools: bool = ...,
+        response_schema: Mapping[str, JSON] | None = ...,
         question: str | None = ...,
     ) -> Generation: ...
 
@@ -172,6 +185,10 @@ class WhiteBoxModel(Inside):
         top_p: float = ...,
         seed: int = ...,
         stop: Sequence[str] = ...,
+        tools: Sequence[Tool | Mapping[str, object]] = ...,
+        tool_choice: ToolChoice = ...,
+        strict_tools: bool = ...,
+        response_schema: Mapping[str, JSON] | None = ...,
         question: str | Sequence[str | None] | None = ...,
     ) -> list[Generation]: ...
 
@@ -184,6 +201,10 @@ class WhiteBoxModel(Inside):
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        tools: Sequence[Tool | Mapping[str, object]] = (),
+        tool_choice: ToolChoice = "auto",
+        strict_tools: bool = False,
+        response_schema: Mapping[str, JSON] | None = None,
         question: str | Sequence[str | None] | None = None,
     ) -> Generation | list[Generation]:
         """Answer one prompt, or a list of prompts as one batch.
@@ -195,6 +216,12 @@ class WhiteBoxModel(Inside):
             top_p: nucleus of sampling.
             seed: same seed, same answer, alone or in a batch; no global random state is read or written.
             stop: texts that end the answer; they are not part of it.
+            tools: what the answer may call. They go through the chat template, or into the system turn where it knows
+                none; without a template the caller writes them into the prompt. See ``Generation.tool_calls``.
+            tool_choice: ``auto``, ``required``, ``none``, or the name of the tool to be called.
+            strict_tools: whether a call, once begun, can only be written as its schema says. What ``tool_choice``
+                demands always is. Needs the extra ``grammar``.
+            response_schema: JSON Schema of the answer, which can only be JSON that fits. Needs the extra ``grammar``.
             question: on a model without a chat template, the part of the prompt whose last token is t*; of a batch
                 one for all prompts, or a list with one for each.
 
@@ -203,15 +230,21 @@ class WhiteBoxModel(Inside):
 
         Raises:
             InputError: if a prompt or a setting cannot be used.
+            MissingExtra: if a grammar is asked for and llguidance is not installed.
         """
         if not isinstance(messages, str | Sequence) or isinstance(messages, bytes):
             raise InputError(f"the prompt is {messages!r}", hint="give a text, a list of messages, or a list of either")
         drawing = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        settings = GenerationSettings.of({"max_new_tokens": max_new_tokens, **drawing, "stop": stop})
+        offer: dict[str, object] = {"response_schema": response_schema}
+        if tools:
+            offer |= {"tools": tools, "tool_choice": tool_choice, "strict_tools": strict_tools}
+        elif tool_choice not in ("auto", "none"):
+            offer["tool_choice"] = tool_choice  # refused: there is no tool
+        settings = GenerationSettings.of({"max_new_tokens": max_new_tokens, **drawing, "stop": stop, **offer})
         batch: Sequence[Messages] = messages if is_batch(messages) else [cast("Messages", messages)]
         made = generating.generate(
             self,
-            [self.prompt(each) for each in batch],
+            [self.prompt(each, **settings.offered) for each in batch],
             _one_each(question, len(batch)),
             settings=settings,
         )
@@ -219,18 +252,26 @@ class WhiteBoxModel(Inside):
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
+    def read(
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> Generation:
         """Take an answer that something else wrote (another engine, an API, a log), to score it.
 
         Args:
             messages: the prompt, as for :meth:`generate`.
             answer: its text, or its token ids, which are then scored exactly as they are.
             question: as for :meth:`generate`.
+            **offered: ``tools`` or the ``response_schema`` that stood in the prompt.
 
         Raises:
             InputError: if an id is outside the vocabulary, or prompt and answer exceed the context.
         """
-        return reading.read(self, messages, answer, question=question)
+        return reading.read(self, messages, answer, question=question, **offered)
 
     def trace(self, generation: Generation, layers: range) -> Trace:
         """What the deep half needs to run again: kept from generating if possible, else one pass without a graph.

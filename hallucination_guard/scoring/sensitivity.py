@@ -61,7 +61,7 @@ def question_sensitivity(
         AnchorError: if the message cannot be found in the prompt again.
         ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's.
     """
-    prompt = model.prompt(generation.messages)
+    prompt = model.prompt(generation.messages, **generation.settings.offered)
     question = question_of(generation.messages).strip()
     limit = end_of_user_text(model.tokenizer, prompt)
     begin = prompt.text.rfind(question, 0, limit)

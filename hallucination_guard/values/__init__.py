@@ -37,7 +37,8 @@ from hallucination_guard.values.prompt import (
 )
 from hallucination_guard.values.protocols import Model, Policy, Scorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
-from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings
+from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered
+from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Model",
     "ModelIdentity",
     "Move",
+    "Offered",
     "Outcome",
     "Passage",
     "Policy",
@@ -77,8 +79,13 @@ __all__ = [
     "ScorerIdentity",
     "Situation",
     "Status",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "Verdict",
+    "WrittenCall",
     "as_messages",
+    "as_tools",
     "checked_text",
     "from_json",
     "is_batch",

@@ -11,6 +11,7 @@ from typing import Self, get_args
 from hallucination_guard.values.generation import FinishReason, Generation
 from hallucination_guard.values.plain import JSON
 from hallucination_guard.values.prompt import Message
+from hallucination_guard.values.settings import GenerationSettings
 
 __all__ = ["Conditions"]
 
@@ -25,8 +26,8 @@ class Conditions:
 
     Args:
         frame: hash of what stands around the question: system turns, whether there were earlier turns, the role of
-            the last one, and the text around the question where the caller named it. A template inside the user's own
-            turn cannot be told from the question and is not in it.
+            the last one, the tools or the schema that the model was given, and the text around the question where the
+            caller named it. A template inside the user's own turn cannot be told from the question and is not in it.
         max_new_tokens: the answer's length at most; None where something else wrote it, and so for the next three.
         temperature: 0 is greedy.
         top_p: of sampling; 1 where the draw is greedy.
@@ -73,7 +74,7 @@ class Conditions:
         settings, drawn = generation.settings, generation.finish_reason != "read"
         greedy = not settings.temperature
         return cls(
-            frame=_frame(generation.messages, settings.question),
+            frame=_frame(generation.messages, settings),
             max_new_tokens=settings.max_new_tokens if drawn else None,
             temperature=settings.temperature if drawn else None,
             top_p=(1.0 if greedy else settings.top_p) if drawn else None,
@@ -148,11 +149,16 @@ def _differing(one: Conditions, other: Conditions) -> list[str]:
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _frame(messages: tuple[Message, ...], question: str | None) -> str:
+def _frame(messages: tuple[Message, ...], settings: GenerationSettings) -> str:
     """What stays the same from question to question."""
+    question = settings.question
     system = [[turn.role, turn.content] for turn in messages if turn.role in ("system", "developer")]
     others = [turn for turn in messages if turn.role not in ("system", "developer")]
     around = list(others[-1].content.rpartition(question)[::2]) if question and others else []
     asker = others[-1].role if others else ""
-    plain = json.dumps([system, len(others) > 1, asker, around])
+    frame: list[object] = [system, len(others) > 1, asker, around]
+    if settings.offered:  # beside the turns; left out where there is nothing, so that such frames keep their hash
+        tools = [each.to_json_dict() for each in settings.tools or ()]
+        frame.append([tools, settings.tool_choice, settings.strict_tools, settings.response_schema])
+    plain = json.dumps(frame)
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16]

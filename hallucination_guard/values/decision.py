@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
+from hallucination_guard.values.plain import JSON
+
 __all__ = [
     "Action",
     "Answerer",
@@ -36,7 +38,7 @@ class Invoked(Protocol[_Argument]):
 Retriever: TypeAlias = Callable[[str], object] | Invoked[str]
 """From a query to strings, :class:`Passage` objects or LangChain documents; it may be async."""
 
-Answerer: TypeAlias = Callable[[list[dict[str, str]]], object] | Invoked[list[dict[str, str]]]
+Answerer: TypeAlias = Callable[[list[dict[str, JSON]]], object] | Invoked[list[dict[str, JSON]]]
 """From role/content messages to a text, or a message with ``.content``; it may be async."""
 
 

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 from hallucination_guard.values.identity import ModelIdentity
 from hallucination_guard.values.prompt import Message
 from hallucination_guard.values.settings import GenerationSettings
+from hallucination_guard.values.tools import ToolCall, WrittenCall
 
 __all__ = ["Anchor", "FinishReason", "Generation", "Kept", "Rule"]
 
@@ -50,11 +51,13 @@ class Generation:
         messages: the turns; for a model without a chat template one ``user`` message with the raw text.
         prompt_token_ids: x, length P, with the generation header.
         response_token_ids: ŷ, length T, without the end-of-turn token that stopped it.
-        text: the answer as a reader sees it.
+        text: the answer as it is written, with the calls of tools in it.
         finish_reason: how it ended, see :data:`FinishReason`.
         settings: how it was drawn; of an answer that something else wrote, at most the ``question``.
         model: which model it belongs to.
         anchor: t*; None on a model without a chat template whose caller did not name the question.
+        written_calls: the tools that it calls, and where in ``text``; empty where none were offered. What begins like a
+            call and cannot be parsed is text.
         seconds: wall time of generating (0 for ``read``).
     """
 
@@ -66,8 +69,22 @@ class Generation:
     settings: GenerationSettings
     model: ModelIdentity
     anchor: Anchor | None
+    written_calls: tuple[WrittenCall, ...] = ()
     seconds: float = 0.0
     _trace: Kept | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the answer calls, in order."""
+        return tuple(each.call for each in self.written_calls)
+
+    @property
+    def content(self) -> str:
+        """What the answer says besides its calls."""
+        if not self.written_calls:
+            return self.text
+        ends = [0, *(edge for each in self.written_calls for edge in (each.start, each.stop)), len(self.text)]
+        return "".join(self.text[start:stop] for start, stop in zip(ends[::2], ends[1::2], strict=True)).strip()
 
     def release(self) -> None:
         """Forget what was kept for scoring; a later score reads the text again."""

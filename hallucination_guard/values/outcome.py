@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from hallucination_guard.values.decision import Decision
 from hallucination_guard.values.generation import Generation
+from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = ["Outcome"]
@@ -17,7 +18,7 @@ class Outcome:
     """What the caller gets.
 
     Args:
-        text: the answer let through; None when there is none.
+        text: the answer let through, without the calls of tools in it; None when there is none.
         decision: the last one taken.
         verdict: the one that was judged last.
         attempts: how many answers were generated.
@@ -51,6 +52,8 @@ class Outcome:
         said = (
             f"[{self.decision.action}: no answer was let through]" if self.text is None else " ".join(self.text.split())
         )
+        if self.tool_calls:
+            said = " ".join([said, *(f"[calls {each.name}]" for each in self.tool_calls)]).strip()
         sure = "uncalibrated" if self.confidence is None else f"confidence {self.confidence:.2f}"
         record = f"record {self.audit_ids[-1][:12]}" if self.audit_ids else "no record"
         return f"{said}  ({self.decision.action} by {self.decision.rule}, {sure}, {record})"
@@ -59,6 +62,11 @@ class Outcome:
     def accepted(self) -> bool:
         """Whether the model's own answer was let through."""
         return self.decision.action == "accept"
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that were let through."""
+        return self.generation.tool_calls if self.accepted else ()
 
     @property
     def confidence(self) -> float | None:

@@ -11,7 +11,7 @@ from hallucination_guard.values.identity import ModelIdentity, ScorerIdentity
 from hallucination_guard.values.plain import JSON
 from hallucination_guard.values.prompt import Messages, Prompt
 from hallucination_guard.values.score import Score
-from hallucination_guard.values.settings import Drawing
+from hallucination_guard.values.settings import Drawing, Offered
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = ["Model", "Policy", "Scorer"]
@@ -36,8 +36,8 @@ class Model(Protocol):
         """The most tokens that prompt and answer may have together; None where that is not known."""
         ...
 
-    def prompt(self, messages: Messages) -> Prompt:
-        """What it reads for these messages; raises ``InputError`` if it cannot."""
+    def prompt(self, messages: Messages, **offered: Unpack[Offered]) -> Prompt:
+        """What it reads for these messages, and the tools it may call; raises ``InputError`` if it cannot."""
         ...
 
     def generate(
@@ -50,7 +50,14 @@ class Model(Protocol):
         """Answer a batch of prompts; ``question`` is one for all, or one a prompt."""
         ...
 
-    def read(self, messages: Messages, answer: str | Sequence[int], *, question: str | None = None) -> Generation:
+    def read(
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> Generation:
         """Take an answer that something else wrote."""
         ...
 

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.values.plain import JSON
+from hallucination_guard.values.tools import Tool, ToolChoice, as_tools
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["Drawing", "GenerationOptions", "GenerationSettings"]
+__all__ = ["Drawing", "GenerationOptions", "GenerationSettings", "Offered"]
 
 
 class Drawing(TypedDict, total=False):
@@ -25,6 +27,17 @@ class Drawing(TypedDict, total=False):
     top_p: float
     seed: int
     stop: Sequence[str]
+    tools: Sequence[Tool | Mapping[str, object]]
+    tool_choice: ToolChoice
+    strict_tools: bool
+    response_schema: Mapping[str, JSON]
+
+
+class Offered(TypedDict, total=False):
+    """The keywords of ``model.prompt`` and ``model.read`` that stand in the prompt beside the turns."""
+
+    tools: Sequence[Tool | Mapping[str, object]]
+    response_schema: Mapping[str, JSON]
 
 
 class GenerationOptions(Drawing, total=False):
@@ -50,6 +63,12 @@ class GenerationSettings:
         top_p: nucleus of sampling, in (0, 1].
         seed: of sampling.
         stop: texts that end the answer; they are not part of it.
+        tools: what the answer may call.
+        tool_choice: ``auto``, ``required``, ``none``, or the name of the tool to be called.
+        strict_tools: whether a call, once begun, can only be written as its schema says. What ``tool_choice`` demands
+            always is. It needs the extra ``grammar``.
+        response_schema: JSON Schema of the answer, which then can only be JSON that fits. It needs the extra
+            ``grammar``.
         question: on a model without a chat template, the part of the prompt whose last token is t*.
     """
 
@@ -58,6 +77,10 @@ class GenerationSettings:
     top_p: _Share | None = None
     seed: _Seed | None = None
     stop: tuple[_Text, ...] | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: _Text | None = None
+    strict_tools: bool | None = None
+    response_schema: Mapping[str, Any] | None = None
     question: str | None = None
 
     @classmethod
@@ -78,12 +101,30 @@ class GenerationSettings:
         plain = dict(given)
         if isinstance(plain.get("stop"), list):
             plain["stop"] = tuple(plain["stop"])  # type: ignore[arg-type]  # a list it is
-        return _checked(plain)
+        tools, schema = plain.pop("tools", None), plain.pop("response_schema", None)
+        made = _checked(plain)
+        if tools is not None:
+            made = replace(made, tools=as_tools(tools))  # type: ignore[arg-type]  # as_tools refuses what is no list
+        if schema is not None:
+            made = replace(made, response_schema=Tool(name="response", parameters=schema).parameters)  # type: ignore[arg-type]
+        return made._consistent()
+
+    def _consistent(self) -> GenerationSettings:
+        names = [each.name for each in self.tools or ()]
+        free = (None, "auto", "none", *(["required"] if names else []))
+        if self.tool_choice not in (*free, *names):
+            raise InputError(
+                f"tool_choice is {self.tool_choice!r} and the tools are {names!r}",
+                hint="auto, required, none, or the name of a tool",
+            )
+        if names and self.response_schema is not None:
+            raise InputError("tools and a response schema were given", hint="give one of them")
+        return self
 
     def over(self, default: GenerationSettings) -> GenerationSettings:
         """These settings where they say something, and ``default`` where they do not."""
         said = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
-        return replace(default, **said)
+        return replace(default, **said)._consistent()
 
     @property
     def drawing(self) -> Drawing:
@@ -99,7 +140,25 @@ class GenerationSettings:
             drawing["seed"] = self.seed
         if self.stop is not None:
             drawing["stop"] = self.stop
+        if self.tools is not None:
+            drawing["tools"] = self.tools
+        if self.tool_choice is not None:
+            drawing["tool_choice"] = self.tool_choice
+        if self.strict_tools is not None:
+            drawing["strict_tools"] = self.strict_tools
+        if self.response_schema is not None:
+            drawing["response_schema"] = self.response_schema
         return drawing
+
+    @property
+    def offered(self) -> Offered:
+        """What of it the prompt says, as keywords of ``model.prompt`` and ``model.read``; empty where nothing."""
+        offered = Offered()
+        if self.tools:
+            offered["tools"] = self.tools
+        if self.response_schema is not None:
+            offered["response_schema"] = self.response_schema
+        return offered
 
 
 @cache
@@ -108,7 +167,8 @@ def _door() -> type[BaseModel]:
     from pydantic import create_model
 
     hints = get_type_hints(GenerationSettings, include_extras=True)
-    fields_of: dict[str, Any] = {name: (hint, None) for name, hint in hints.items()}
+    by_hand = ("tools", "response_schema")  # what they may be is their own values' to say
+    fields_of: dict[str, Any] = {name: (hint, None) for name, hint in hints.items() if name not in by_hand}
     made: type[BaseModel] = create_model("GenerationSettings", __config__={"strict": True}, **fields_of)
     return made
 

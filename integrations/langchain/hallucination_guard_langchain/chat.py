@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, Literal, cast
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import ensure_config
-from pydantic import ConfigDict, Field
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, ConfigDict, Field
 
+from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
 from hallucination_guard_langchain.convert import (
     LLM_TYPE,
@@ -21,6 +27,7 @@ from hallucination_guard_langchain.convert import (
     thread_of,
 )
 from hallucination_guard_langchain.quiet import unheard
+from hallucination_guard_langchain.structured import json_schema, whole_object
 
 __all__ = ["GuardedChatModel"]
 
@@ -97,8 +104,76 @@ class GuardedChatModel(BaseChatModel):
             "stop": stop if stop is not None else self.stop,
             "seed": kwargs.get("seed"),
             "top_p": kwargs.get("top_p"),
+            "tools": kwargs.get("tools") or None,
+            "tool_choice": kwargs.get("tool_choice") if kwargs.get("tools") else None,
+            "strict_tools": kwargs.get("strict") if kwargs.get("tools") else None,
+            "response_schema": kwargs.get("response_schema"),
         }
         return {name: value for name, value in asked.items() if value is not None}
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | dict[str, Any] | bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The same model, which may call these tools; the policy decides on a call as on any other answer.
+
+        Args:
+            tools: functions, tools, pydantic models, or mappings as the chat APIs have them.
+            tool_choice: ``auto``, ``none``, ``any`` or ``required`` (one call), or the name of the tool to be called.
+            strict: whether a call that the model begins on its own can only be written as its schema says. What
+                ``tool_choice`` demands always is. Both need the extra ``grammar``.
+            **kwargs: bound as well.
+
+        Raises:
+            InputError: if ``tool_choice`` names no tool.
+        """
+        offered = [convert_to_openai_tool(each) for each in tools]
+        bound: dict[str, Any] = {"tools": offered, "tool_choice": _choice(tool_choice)}
+        if strict is not None:
+            bound["strict"] = strict
+        if bound["tool_choice"] not in ("auto", "none", "required", *(each["function"]["name"] for each in offered)):
+            raise InputError(f"tool_choice is {tool_choice!r}", hint="auto, none, any, or the name of a tool")
+        return cast("Runnable[LanguageModelInput, AIMessage]", self.bind(**bound, **kwargs))
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["function_calling", "json_schema", "json_mode"] = "json_schema",
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """The same model, whose answers fit a schema. Needs the extra ``grammar``.
+
+        An answer that is not let through raises :class:`LowConfidenceError`: there is no object that could stand for
+        it. With ``include_raw`` it is the raw message beside a ``parsing_error``.
+
+        Args:
+            schema: a pydantic model, a typed dict, or JSON Schema with a ``title``.
+            include_raw: give ``raw``, ``parsed`` and ``parsing_error``.
+            method: ``json_schema``: the answer is the object, and so it is with ``json_mode``; ``function_calling``: it
+                is a call's arguments.
+            **kwargs: bound as well.
+        """
+        model = self if include_raw else self.model_copy(update={"on_abstain": "error"})
+        if method == "function_calling":
+            # Not super() of the copy: the base class binds the tool with tool_choice="any".
+            return BaseChatModel.with_structured_output(model, schema, include_raw=include_raw, **kwargs)
+        if method not in ("json_schema", "json_mode"):
+            raise InputError(f"the method is {method!r}", hint="json_schema, json_mode or function_calling")
+        described = {"kwargs": {"method": method}, "schema": convert_to_openai_tool(schema)}
+        asked = model.bind(response_schema=json_schema(schema), ls_structured_output_format=described, **kwargs)
+        parser = RunnableLambda(whole_object(schema))
+        if not include_raw:
+            return asked | parser
+        parsed = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
+        return RunnableMap(raw=asked) | parsed
 
     def _generate(
         self,
@@ -123,6 +198,10 @@ class GuardedChatModel(BaseChatModel):
             content=message.content,
             response_metadata=message.response_metadata,
             usage_metadata=message.usage_metadata,
+            tool_call_chunks=[
+                tool_call_chunk(name=each["name"], args=json.dumps(each["args"]), id=each["id"], index=at)
+                for at, each in enumerate(message.tool_calls)
+            ],
             chunk_position="last",
         )
         chunk = ChatGenerationChunk(message=whole)
@@ -144,3 +223,14 @@ class GuardedChatModel(BaseChatModel):
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))
+
+
+def _choice(given: str | dict[str, Any] | bool | None) -> str:
+    """``tool_choice`` in the guard's words; LangChain and the chat APIs have several."""
+    if isinstance(given, dict):
+        given = given.get("function", given).get("name")
+    if given is None or given is False:
+        return "auto"
+    if given is True or given == "any":
+        return "required"
+    return str(given)

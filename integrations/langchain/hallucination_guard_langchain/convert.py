@@ -8,10 +8,11 @@ from typing import Any
 from langchain_core.exceptions import ModelError
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import ToolCall as LangChainToolCall
 from langchain_core.runnables import RunnableConfig
 
 from hallucination_guard.errors import GuardError, InputError
-from hallucination_guard.values import Message, Outcome
+from hallucination_guard.values import Message, Outcome, ToolCall
 
 __all__ = [
     "KEY",
@@ -57,12 +58,21 @@ class LowConfidenceError(GuardError, ModelError):
 
 
 def as_guard_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Roles and texts.
+    """Roles and texts, and the calls of tools.
 
     Raises:
         InputError: on a message that is not text, such as an image.
     """
-    return [Message(role=_role(message), content=_text(message)) for message in messages]
+    return [
+        Message(
+            role=_role(message),
+            content=_text(message),
+            tool_calls=tuple(ToolCall.of(each) for each in getattr(message, "tool_calls", ())),
+            tool_call_id=getattr(message, "tool_call_id", None) or "",
+            name=(message.name or "") if _role(message) == "tool" else "",
+        )
+        for message in messages
+    ]
 
 
 def _role(message: BaseMessage) -> str:
@@ -155,6 +165,10 @@ def as_ai_message(outcome: Outcome, *, abstention: str, model_name: str) -> AIMe
             "finish_reason": outcome.generation.finish_reason if outcome.accepted else outcome.decision.action,
             KEY: verdict_of(outcome),
         },
+        tool_calls=[
+            LangChainToolCall(name=each.name, args=dict(each.arguments), id=each.id, type="tool_call")
+            for each in outcome.tool_calls
+        ],
         usage_metadata=UsageMetadata(
             input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out
         ),

@@ -6,6 +6,7 @@ and an :class:`Explanation`. A scorer measures everything that its pass gives an
 
 from __future__ import annotations
 
+from hallucination_guard.scoring.arguments import Argument, score_arguments
 from hallucination_guard.scoring.cascade import Cascade, CascadeFit, fit_cascade
 from hallucination_guard.scoring.explain import Explanation, Token, explain
 from hallucination_guard.scoring.gradients import GradientSettings
@@ -15,6 +16,7 @@ from hallucination_guard.scoring.sensitivity import Word, prompt_sensitivity, qu
 from hallucination_guard.scoring.spans import Span, semgrad_by_span
 
 __all__ = [
+    "Argument",
     "Cascade",
     "CascadeFit",
     "ExGrad",
@@ -32,5 +34,6 @@ __all__ = [
     "fit_cascade",
     "prompt_sensitivity",
     "question_sensitivity",
+    "score_arguments",
     "semgrad_by_span",
 ]

@@ -29,9 +29,9 @@ from hallucination_guard.scoring.scorers import (
     ParaGrad,
     SemGrad,
     _Gradient,
-    _likelihoods,
     _Numbers,
     _Scorer,
+    cheap_scores,
 )
 from hallucination_guard.values import Generation, Score
 
@@ -103,7 +103,7 @@ class Cascade(_Scorer):
         low, high = self.band
 
         def undecided(likelihoods: Likelihoods) -> bool:
-            return low <= _likelihoods(likelihoods.entropies, likelihoods.logprobs)[self.cheap] <= high
+            return low <= cheap_scores(likelihoods.entropies, likelihoods.logprobs)[self.cheap] <= high
 
         return [self._numbers(each) for each in measure_where(model, generations, self.gradient, undecided)]
 
@@ -111,7 +111,7 @@ class Cascade(_Scorer):
         if isinstance(found, Measured):
             scores = _Numbers.of_gradient(found).scores
         else:
-            scores = _likelihoods(found.entropies, found.logprobs)
+            scores = cheap_scores(found.entropies, found.logprobs)
         gradient = scores.get(self.gradient.primary)
         return _Numbers(
             scores={**scores, self.primary: _number(scores[self.cheap], gradient, self.band, self.scale)},

@@ -25,7 +25,17 @@ from hallucination_guard.scoring.gradients import GradientSettings, Measured, me
 from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
 from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity
 
-__all__ = ["ExGrad", "HybridGrad", "Likelihood", "ParaGrad", "SemGrad", "check_own", "nothing_to_measure", "white_box"]
+__all__ = [
+    "ExGrad",
+    "HybridGrad",
+    "Likelihood",
+    "ParaGrad",
+    "SemGrad",
+    "cheap_scores",
+    "check_own",
+    "nothing_to_measure",
+    "white_box",
+]
 
 _VERSION = "1"
 _VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
@@ -110,7 +120,7 @@ class _Numbers:
         """``scores`` that need no anchor, and the cheap ones."""
         entropies, logprobs = tuple(reading.entropies.tolist()), tuple(reading.logprobs.tolist())
         return cls(
-            scores={**scores, **_likelihoods(entropies, logprobs)},
+            scores={**scores, **cheap_scores(entropies, logprobs)},
             entropies=entropies,
             logprobs=logprobs,
             prefix=None,
@@ -119,7 +129,7 @@ class _Numbers:
     @classmethod
     def of_gradient(cls, measured: Measured) -> _Numbers:
         """All that one pass gives."""
-        likelihood = _likelihoods(measured.entropies, measured.logprobs)
+        likelihood = cheap_scores(measured.entropies, measured.logprobs)
         share = math.exp(-likelihood["mean_token_entropy"])
         scores = {
             "semgrad": measured.semgrad,
@@ -178,7 +188,7 @@ class Likelihood(_Scorer):
         return results
 
 
-def _likelihoods(entropies: Sequence[float], logprobs: Sequence[float]) -> dict[str, float]:
+def cheap_scores(entropies: Sequence[float], logprobs: Sequence[float]) -> dict[str, float]:
     """The cheap scores; of these ``min_token_logprob`` alone is lower where the model is less certain."""
     return {
         "mean_token_entropy": math.fsum(entropies) / len(entropies),

@@ -23,12 +23,18 @@ _ABBREVIATION = re.compile(
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d{1,3}\.$")  # the number of an item in a list
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, ...]:
-    """What each token adds to the decoded text; nothing where it is special, or holds a character's beginning only."""
-    whole = tokenizer.decode(ids, skip_special_tokens=True)
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> tuple[str, ...]:
+    """What each token adds to the decoded text; nothing where it holds a character's beginning only.
+
+    Args:
+        tokenizer: of the model.
+        ids: of the answer.
+        special: whether special tokens are part of the text.
+    """
+    whole = tokenizer.decode(ids, skip_special_tokens=not special)
     ends = [0]
     for stop in range(1, len(ids)):
-        prefix = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        prefix = tokenizer.decode(ids[:stop], skip_special_tokens=not special)
         # Half a character decodes to a mark of its own, which is no part of the whole.
         ends.append(max(ends[-1], _shared(prefix, whole)))
     ends.append(len(whole))

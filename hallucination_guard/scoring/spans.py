@@ -26,7 +26,7 @@ from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
 from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
 from hallucination_guard.values import Generation
 
-__all__ = ["Span", "semgrad_by_span"]
+__all__ = ["Measures", "Span", "measure_spans", "semgrad_by_span"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +73,43 @@ def semgrad_by_span(
         raise ScoringError(reason, hint="an answer without visible text has no spans")
     texts = token_texts(model.tokenizer, generation.response_token_ids)
     ranges = sentence_ranges(texts) if spans is None else _checked(spans, len(texts))
+    found = measure_spans(model, generation, ranges, settings)
+    return tuple(
+        Span(text="".join(texts[start:stop]), start=start, stop=stop, semgrad=own, share=part)
+        for (start, stop), own, part in zip(ranges, found.alone, found.shares, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What one pass gives of S spans of an answer of T tokens.
+
+    Args:
+        alone: semgrad(s), length S.
+        shares: share(s), length S.
+        entropies: H(p_t) in nats, length T.
+        logprobs: log p_t[ŷ_t], length T.
+    """
+
+    alone: tuple[float, ...]
+    shares: tuple[float, ...]
+    entropies: tuple[float, ...]
+    logprobs: tuple[float, ...]
+
+
+def measure_spans(
+    model: WhiteBoxModel, generation: Generation, ranges: Sequence[tuple[int, int]], settings: GradientSettings
+) -> Measures:
+    """SemGrad of spans, by one replay and one backward; ``ranges`` are in tokens of the answer.
+
+    Raises:
+        AnchorError: if the generation has no anchor.
+        ScoringError: if a number is not finite.
+    """
     layers = settings.deep(model.layout.depth)
     trace = model.trace(generation, layers)
     with undisturbed(model.model, grad=True):
-        alone, shares = _measure(model, generation, trace, ranges, settings, layers)
-    return tuple(
-        Span(text="".join(texts[start:stop]), start=start, stop=stop, semgrad=own, share=part)
-        for (start, stop), own, part in zip(ranges, alone, shares, strict=True)
-    )
+        return _measure(model, generation, trace, ranges, settings, layers)
 
 
 def _checked(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, int], ...]:
@@ -102,7 +131,7 @@ def _measure(
     ranges: Sequence[tuple[int, int]],
     settings: GradientSettings,
     layers: range,
-) -> tuple[list[float], list[float]]:
+) -> Measures:
     answer = generation.response_token_ids
     length = len(answer)
     run = replay(model.model, model.layout, [trace], layers)
@@ -134,7 +163,12 @@ def _measure(
                 f"the {name} of a span is {value!r}",
                 hint="in float16 gradients overflow or vanish: use bfloat16 or float32",
             )
-    return alone, shares
+    return Measures(
+        alone=tuple(alone),
+        shares=tuple(shares),
+        entropies=tuple(reading.entropies.tolist()),
+        logprobs=tuple(reading.logprobs.tolist()),
+    )
 
 
 def _backward(run: Replay, upstream: Tensor) -> tuple[Tensor, ...]:

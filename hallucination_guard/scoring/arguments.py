@@ -1,0 +1,114 @@
+"""The arguments of a tool call are an answer, too: what the model says of each one's own tokens.
+
+An argument's span are the tokens in which its value is written: a string without the quotes around it, and with the
+token that ends it, since stopping is a choice as well. From the likelihoods of these tokens come the cheap scores; from
+one replay with a row for each argument comes SemGrad of its terms of the loss, as in
+:mod:`hallucination_guard.scoring.spans`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.gradients import GradientSettings
+from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own
+from hallucination_guard.scoring.sentences import token_texts
+from hallucination_guard.scoring.spans import measure_spans
+from hallucination_guard.values import JSON, FrozenDict, Generation, WrittenCall
+
+__all__ = ["Argument", "argument_spans", "score_arguments"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of one call, and how sure the model is of it.
+
+    Args:
+        call: which call of the answer, from 0.
+        tool: its name.
+        name: of the argument.
+        value: that was given.
+        start: its first token, counted from the answer's beginning.
+        stop: the token after its last.
+        scores: by name, over its tokens: ``sequence_nll``, ``mean_nll``, ``min_token_logprob``, ``mean_token_entropy``,
+            ``max_token_entropy``, and ``semgrad`` where it was asked for.
+    """
+
+    call: int
+    tool: str
+    name: str
+    value: JSON
+    start: int
+    stop: int
+    scores: Mapping[str, float]
+
+
+def argument_spans(texts: Sequence[str], written: WrittenCall) -> dict[str, tuple[int, int]]:
+    """The tokens of each argument's value, (start, stop); see the module.
+
+    Args:
+        texts: what each token adds to the answer's text.
+        written: a call in it.
+    """
+    ends = [0]
+    for each in texts:
+        ends.append(ends[-1] + len(each))
+    whole = "".join(texts)
+    spans = {}
+    for name, (start, stop) in written.arguments.items():
+        # The opening quote is the grammar's; a string is closed by its own last quote, a number by what follows it.
+        first = start + (whole[start : start + 1] == '"')
+        last = max(stop, first + 1) if whole[start : start + 1] == '"' else stop + 1
+        touched = [at for at in range(len(texts)) if ends[at] < last and ends[at + 1] > first]
+        if touched:
+            spans[name] = (touched[0], touched[-1] + 1)
+    return spans
+
+
+def score_arguments(
+    model: WhiteBoxModel,
+    generation: Generation,
+    *,
+    gradient: bool = True,
+    settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
+) -> tuple[Argument, ...]:
+    """How sure the model is of each argument of each call in an answer; empty where it calls nothing.
+
+    Args:
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
+        generation: with ``written_calls``.
+        gradient: whether to take SemGrad of each span, too; needs an anchor.
+        settings: of the gradient.
+
+    Raises:
+        AnchorError: if a gradient is asked for and the generation has no anchor.
+        ScoringError: if there is nothing to measure, a number is not finite, or the generation is another model's.
+    """
+    texts = token_texts(model.tokenizer, generation.response_token_ids)
+    if "".join(texts) != generation.text:  # the marks of its calls are special tokens
+        texts = token_texts(model.tokenizer, generation.response_token_ids, special=True)
+    found = [
+        (at, written.call.name, name, written.call.arguments[name], span)
+        for at, written in enumerate(generation.written_calls)
+        for name, span in argument_spans(texts, written).items()
+    ]
+    if not found:
+        return ()
+    check_own(model, generation)
+    if gradient:
+        read = measure_spans(model, generation, [span for *_, span in found], settings)
+        entropies, logprobs = read.entropies, read.logprobs
+    else:
+        whole = Likelihood()(model, generation)
+        entropies, logprobs = whole.token_entropies, whole.token_logprobs
+    arguments = []
+    for number, (at, tool, name, value, (start, stop)) in enumerate(found):
+        scores = cheap_scores(entropies[start:stop], logprobs[start:stop])
+        if gradient:
+            scores["semgrad"] = read.alone[number]
+        arguments.append(
+            Argument(call=at, tool=tool, name=name, value=value, start=start, stop=stop, scores=FrozenDict(scores))
+        )
+    return tuple(arguments)

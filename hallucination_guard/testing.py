@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.model.calling import taught, written_calls
+from hallucination_guard.model.calling import taught, write_calls, written_calls
 from hallucination_guard.values import (
     Anchor,
     FinishReason,
@@ -22,6 +22,7 @@ from hallucination_guard.values import (
     Prompt,
     Score,
     ScorerIdentity,
+    ToolCall,
     as_messages,
     is_batch,
     question_of,
@@ -239,6 +240,10 @@ class ScriptedModel:
         text = answer if isinstance(answer, str) else bytes(answer).decode("utf-8", "replace")
         settings = GenerationSettings.of({"question": question, **offered})
         return self._generation(self.prompt(messages, **offered), text, "read", settings)
+
+    def write(self, content: str, calls: Sequence[ToolCall]) -> str:
+        """An answer with tool calls as text."""
+        return write_calls("hermes", content, calls)
 
     def _next(self, messages: Messages, settings: dict[str, Any]) -> str:
         turns = as_messages(messages)

@@ -39,12 +39,14 @@ class Request:
 def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
     """Gather the records of each call, which is given as soon as its end is seen: memory holds open calls only.
 
-    The record of an escalation's answer is no draft of the model and is left out.
+    The record of an escalation's answer is no draft of the model and is left out, and so is a human's approval.
     """
     open_calls: dict[str, list[AuditRecord]] = {}
     escalated: set[str] = set()  # an escalation's answer has a record of its own, after the one that ends the call
     for record in records:
         name = record.request_id
+        if record.rule == "require_approval_below":
+            continue  # what a human says of a call that the policy accepted is not the policy's
         if name in escalated and record.decision == "escalate":
             escalated.discard(name)
             continue

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from hallucination_guard.guard.guard import Guard
 from hallucination_guard.guard.moves import with_passages
+from hallucination_guard.guard.recording import Review
 
-__all__ = ["Guard", "with_passages"]
+__all__ = ["Guard", "Review", "with_passages"]

@@ -15,7 +15,7 @@ from hallucination_guard.errors import ConfigurationError, InputError, PolicyErr
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.guard.recording import Recorder, policy_identity
+from hallucination_guard.guard.recording import Recorder, Review, policy_identity
 from hallucination_guard.values import (
     Call,
     Generation,
@@ -157,6 +157,22 @@ class Guard:
             **generation: settings of further attempts.
         """
         return self._run([messages], call, thread_id, generation, answers=[(answer, unscorable)])[0]
+
+    def record_review(self, messages: Messages, review: Review) -> str:
+        """Write down a human's part in a call: that its answer waits, or what became of it.
+
+        Args:
+            messages: what was asked.
+            review: what is known.
+
+        Returns:
+            The id of the record; empty without an audit log.
+
+        Raises:
+            AuditError: if the log cannot be written; then nothing is let through.
+        """
+        recorder = Recorder(sink=self.audit, policy=policy_identity(self.policy), debug=self.debug)
+        return recorder.reviewed(as_messages(messages), review, model=self.model.identity, scorer=self.scorer.identity)
 
     async def acall(
         self,

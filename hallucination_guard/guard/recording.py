@@ -5,16 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
+from typing import Literal
 
 from hallucination_guard.audit.record import AuditRecord, Sink
 from hallucination_guard.errors import AuditError, GuardError
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.values import JSON, Decision, Policy
+from hallucination_guard.values import JSON, Call, Decision, Message, ModelIdentity, Policy, ScorerIdentity
 
-__all__ = ["Recorder", "policy_identity"]
+__all__ = ["Recorder", "Review", "policy_identity"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What became of an answer outside of the guard, for the record: a human's part in a call.
+
+    Args:
+        request_id: of the call.
+        attempt: the draft that it is about.
+        rule: why it waited: the policy's rule that handed it on, or ``require_approval_below``.
+        said: ``held``, ``approved``, ``edited`` or ``rejected``.
+        by: who said so.
+        reason: in words; no text of prompt or answer.
+        answer: what leaves; None where nothing does.
+        call: as for a guarded call.
+    """
+
+    request_id: str
+    attempt: int
+    rule: str
+    said: Literal["held", "approved", "edited", "rejected"]
+    by: str
+    reason: str
+    answer: str | None = None
+    call: Call = field(default_factory=Call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +65,30 @@ class Recorder:
         """Write down the answer of an escalation's target, which nobody scored."""
         self._keep(progress, decision, answered_by=answered_by, answer=answer)
 
+    def reviewed(
+        self, messages: Sequence[Message], review: Review, *, model: ModelIdentity, scorer: ScorerIdentity
+    ) -> str:
+        """Write down that an answer waits for a human, or what the human said; the record's id, empty without a sink."""
+        record = AuditRecord(
+            request_id=review.request_id,
+            thread_id=review.call.thread_id,
+            principal=review.call.principal,
+            tags=review.call.tags,
+            attempt=review.attempt,
+            model=asdict(model),
+            scorer={"name": scorer.name, "version": scorer.version, "settings": dict(scorer.settings)},
+            status="unscorable",
+            detail=f"{review.said} by {review.by}, not scored",
+            policy=self.policy,
+            decision="escalate",
+            rule=review.rule,
+            reason=review.reason,
+            prompt=[message.to_json_dict() for message in messages],
+            answer=review.answer,
+            versions=_versions(),
+        )
+        return self._write(record)
+
     def interrupted(self, all_progress: Sequence[Progress], error: BaseException) -> None:
         """Write down what was generated and not yet recorded, before the error goes on its way."""
         for progress in all_progress:
@@ -58,7 +108,14 @@ class Recorder:
         if self.sink is None:
             progress.recorded = progress.attempt
             return
-        record, foreign = self._record(progress, decision, answered_by, answer), ""
+        kept = self._write(self._record(progress, decision, answered_by, answer))
+        progress.recorded = progress.attempt
+        progress.audit_ids.append(kept)
+
+    def _write(self, record: AuditRecord) -> str:
+        if self.sink is None:
+            return ""
+        foreign = ""
         try:
             kept = self.sink(record)
         except GuardError:
@@ -76,8 +133,7 @@ class Recorder:
                 f"the audit sink gave {type(kept).__name__} and not the id of the record it kept",
                 hint="a sink is synchronous, returns the record's id, and raises if it could not keep it",
             )
-        progress.recorded = progress.attempt
-        progress.audit_ids.append(kept)
+        return kept
 
     def _record(self, progress: Progress, decision: Decision, answered_by: str, answer: str) -> AuditRecord:
         draft = progress.newest

@@ -27,6 +27,7 @@ __all__ = [
     "json_grammar",
     "taught",
     "told_schema",
+    "write_calls",
     "written_calls",
     "written_text",
 ]
@@ -102,6 +103,23 @@ def _with_system(turns: Sequence[Message], text: str) -> tuple[Message, ...]:
     if turns[0].role == "system":
         return (replace(turns[0], content=f"{turns[0].content}\n\n{text}"), *turns[1:])
     return (Message(role="system", content=text), *turns)
+
+
+def write_calls(form: CallFormat, content: str, calls: Sequence[ToolCall]) -> str:
+    """An answer with calls as its family writes it, so that it can be read: what served it gives them apart."""
+    inner = "parameters" if form == "llama" else "arguments"
+    plain = [json.dumps({"name": each.name, inner: each.arguments}, ensure_ascii=False) for each in calls]
+    match form:
+        case "hermes":
+            written = [f"<tool_call>\n{each}\n</tool_call>" for each in plain]
+        case "llama":
+            written = plain
+        case "mistral":
+            written = [f"[TOOL_CALLS][{', '.join(plain)}]"]
+        case "mistral_args":
+            arguments = (json.dumps(each.arguments, ensure_ascii=False) for each in calls)
+            written = [f"[TOOL_CALLS]{each.name}[ARGS]{own}" for each, own in zip(calls, arguments, strict=True)]
+    return "\n".join([*([content] if content else []), *written]) if calls else content
 
 
 # -------------------------------------------------------------------------------------------------------- grammars

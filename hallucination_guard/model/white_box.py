@@ -14,6 +14,7 @@ import torch
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model import generating, loading, packaged, reading
+from hallucination_guard.model.calling import format_of, write_calls
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.loading import DeviceMap
 from hallucination_guard.model.profile import Profile
@@ -27,6 +28,7 @@ from hallucination_guard.values import (
     Messages,
     Offered,
     Tool,
+    ToolCall,
     ToolChoice,
     is_batch,
 )
@@ -272,6 +274,10 @@ class WhiteBoxModel(Inside):
             InputError: if an id is outside the vocabulary, or prompt and answer exceed the context.
         """
         return reading.read(self, messages, answer, question=question, **offered)
+
+    def write(self, content: str, calls: Sequence[ToolCall]) -> str:
+        """An answer with tool calls as this model writes it, for :meth:`read`: what served it gives them apart."""
+        return write_calls(format_of(self.tokenizer), content, calls)
 
     def trace(self, generation: Generation, layers: range) -> Trace:
         """What the deep half needs to run again: kept from generating if possible, else one pass without a graph.

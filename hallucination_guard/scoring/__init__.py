@@ -6,7 +6,7 @@ and an :class:`Explanation`. A scorer measures everything that its pass gives an
 
 from __future__ import annotations
 
-from hallucination_guard.scoring.arguments import Argument, score_arguments
+from hallucination_guard.scoring.arguments import Argument, call_confidence, score_arguments
 from hallucination_guard.scoring.cascade import Cascade, CascadeFit, fit_cascade
 from hallucination_guard.scoring.explain import Explanation, Token, explain
 from hallucination_guard.scoring.gradients import GradientSettings
@@ -30,6 +30,7 @@ __all__ = [
     "Span",
     "Token",
     "Word",
+    "call_confidence",
     "explain",
     "fit_cascade",
     "prompt_sensitivity",

@@ -8,9 +8,11 @@ one replay with a row for each argument comes SemGrad of its terms of the loss, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hallucination_guard.errors import ScoringError
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own
@@ -18,7 +20,7 @@ from hallucination_guard.scoring.sentences import token_texts
 from hallucination_guard.scoring.spans import measure_spans
 from hallucination_guard.values import JSON, FrozenDict, Generation, WrittenCall
 
-__all__ = ["Argument", "argument_spans", "score_arguments"]
+__all__ = ["Argument", "argument_spans", "call_confidence", "score_arguments"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +114,23 @@ def score_arguments(
             Argument(call=at, tool=tool, name=name, value=value, start=start, stop=stop, scores=FrozenDict(scores))
         )
     return tuple(arguments)
+
+
+def call_confidence(model: WhiteBoxModel) -> Callable[[Generation], list[float]]:
+    """How sure the model is of each tool call of an answer, in [0, 1]; 1 of a call without arguments.
+
+    It is the probability that the model gave to the value of the call's least likely argument, quotes left out: no
+    calibrated probability of being right. docs/methods.md has what it tells apart.
+    """
+
+    def confidence(generation: Generation) -> list[float]:
+        weakest = [0.0] * len(generation.written_calls)
+        found = score_arguments(model, generation, gradient=False)
+        for each in found:
+            weakest[each.call] = max(weakest[each.call], each.scores["sequence_nll"])
+        spans = Counter(each.call for each in found)
+        if any(len(written.call.arguments) != spans[at] for at, written in enumerate(generation.written_calls)):
+            raise ScoringError("an argument has no tokens of its own", hint="look at the tokenizer")
+        return [math.exp(-each) for each in weakest]
+
+    return confidence

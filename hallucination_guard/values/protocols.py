@@ -12,6 +12,7 @@ from hallucination_guard.values.plain import JSON
 from hallucination_guard.values.prompt import Messages, Prompt
 from hallucination_guard.values.score import Score
 from hallucination_guard.values.settings import Drawing, Offered
+from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = ["Model", "Policy", "Scorer"]
@@ -59,6 +60,10 @@ class Model(Protocol):
         **offered: Unpack[Offered],
     ) -> Generation:
         """Take an answer that something else wrote."""
+        ...
+
+    def write(self, content: str, calls: Sequence[ToolCall]) -> str:
+        """An answer with tool calls as the model writes it, for :meth:`read`."""
         ...
 
 

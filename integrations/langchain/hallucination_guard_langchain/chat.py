@@ -29,7 +29,7 @@ from hallucination_guard_langchain.convert import (
 from hallucination_guard_langchain.quiet import unheard
 from hallucination_guard_langchain.structured import json_schema, whole_object
 
-__all__ = ["GuardedChatModel"]
+__all__ = ["GuardedChatModel", "tool_choice_of"]
 
 
 class GuardedChatModel(BaseChatModel):
@@ -132,7 +132,7 @@ class GuardedChatModel(BaseChatModel):
             InputError: if ``tool_choice`` names no tool.
         """
         offered = [convert_to_openai_tool(each) for each in tools]
-        bound: dict[str, Any] = {"tools": offered, "tool_choice": _choice(tool_choice)}
+        bound: dict[str, Any] = {"tools": offered, "tool_choice": tool_choice_of(tool_choice)}
         if strict is not None:
             bound["strict"] = strict
         if bound["tool_choice"] not in ("auto", "none", "required", *(each["function"]["name"] for each in offered)):
@@ -225,7 +225,7 @@ class GuardedChatModel(BaseChatModel):
         return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))
 
 
-def _choice(given: str | dict[str, Any] | bool | None) -> str:
+def tool_choice_of(given: str | dict[str, Any] | bool | None) -> str:
     """``tool_choice`` in the guard's words; LangChain and the chat APIs have several."""
     if isinstance(given, dict):
         given = given.get("function", given).get("name")

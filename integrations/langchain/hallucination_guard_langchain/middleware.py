@@ -1,0 +1,353 @@
+"""HallucinationGuardMiddleware: the guard in front of an agent's model, whatever serves it.
+
+The model's call runs unheard inside ``wrap_model_call``: no stream, tracer or checkpoint hears of a draft. What the
+policy lets through becomes the model's message; what it does not, an abstention without tool calls, which ends the
+agent's turn. What waits for a human lies in private state until ``after_model``, a node of its own, interrupts: on
+resuming neither the model nor the scorer is called again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, hook_config
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.runnables.config import ensure_config, run_in_executor
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from langgraph.runtime import Runtime
+from langgraph.types import Command, interrupt
+
+from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.guard import Guard, Review
+from hallucination_guard.values import Call, Generation, Outcome, ToolCall, as_tools
+from hallucination_guard_langchain.chat import GuardedChatModel, tool_choice_of
+from hallucination_guard_langchain.convert import (
+    KEY,
+    LowConfidenceError,
+    as_ai_message,
+    as_guard_messages,
+    thread_of,
+    unreadable,
+    without_media,
+)
+from hallucination_guard_langchain.quiet import unheard
+
+__all__ = ["HallucinationGuardMiddleware"]
+
+ReviewDecision: TypeAlias = Literal["approve", "edit", "reject"]
+Said: TypeAlias = Literal["held", "approved", "edited", "rejected"]
+Doubt: TypeAlias = Callable[[Generation], Sequence[float]]
+"""From a generation to one confidence a tool call, in [0, 1]."""
+
+ANSWER = "answer"
+"""The name of the action under which a human reviews a text."""
+
+STATE = "hallucination_guard_review"
+
+
+class _Waiting(TypedDict):
+    """What waits for a human, as plain JSON: the process that resumes needs nothing else."""
+
+    request_id: str
+    attempt: int
+    rule: str
+    reason: str
+    text: str
+    tool_calls: list[dict[str, Any]]
+    shaky: list[int]
+
+
+class _State(AgentState[Any]):
+    hallucination_guard_review: NotRequired[Annotated[_Waiting | None, PrivateStateAttr]]
+
+
+class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
+    """Scores every answer and every tool call of an agent's model, and lets the policy decide.
+
+    In front of a chat model that serves the same weights as the guard's model, which reads what it wrote; further
+    drafts, if the policy wants any, are the guard's own. A :class:`GuardedChatModel` is guarded already and is not
+    judged twice.
+
+    Args:
+        guard: decides; its model reads.
+        exit_behavior: ``end`` puts the abstention in the place of the answer, ``error`` raises
+            :class:`LowConfidenceError`, which retry middleware does not retry and fallback middleware catches.
+        abstention_message: what stands for an answer that was not let through.
+        require_approval_below: tools by name, and the confidence below which a call of one waits for a human, in
+            [0, 1]; needs ``confidence``. Calls of other tools pass.
+        confidence: from a generation to a confidence for each of its tool calls.
+        allowed_decisions: what a human may decide on what waits.
+        served: the chat model whose weights the guard's model has; an answer of any other one (a router or a fallback
+            swapped it in) is unscorable. By default every model's answers are read.
+
+    Raises:
+        ConfigurationError: if these do not go together.
+    """
+
+    state_schema = _State
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        exit_behavior: Literal["end", "error"] = "end",
+        abstention_message: str = "I am not sure enough to answer that.",
+        require_approval_below: Mapping[str, float] | None = None,
+        confidence: Doubt | None = None,
+        allowed_decisions: Sequence[ReviewDecision] = ("approve", "edit", "reject"),
+        served: BaseChatModel | None = None,
+    ) -> None:
+        super().__init__()
+        if exit_behavior not in ("end", "error"):
+            raise ConfigurationError(f"exit_behavior is {exit_behavior!r}", hint="end or error")
+        if require_approval_below and confidence is None:
+            raise ConfigurationError(
+                "calls wait below a confidence, and nothing says how sure a call is",
+                hint="give confidence=call_confidence(model)",
+            )
+        for name, limit in (require_approval_below or {}).items():
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0.0 <= limit <= 1.0:
+                raise ConfigurationError(f"the limit of {name!r} is {limit!r}", hint="a number from 0 to 1")
+        if not allowed_decisions or not set(allowed_decisions) <= {"approve", "edit", "reject"}:
+            raise ConfigurationError(f"allowed_decisions is {allowed_decisions!r}", hint="approve, edit, reject")
+        self.guard = guard
+        self.exit_behavior = exit_behavior
+        self.abstention_message = abstention_message
+        self.require_approval_below = dict(require_approval_below or {})
+        self.confidence = confidence
+        self.allowed_decisions = list(allowed_decisions)
+        self.served = served
+
+    @property
+    def name(self) -> str:
+        """Unique for a policy: one agent may have several."""
+        policy = self.guard.policy.describe()
+        return f"{type(self).__name__}[{policy.get('id') or type(self.guard.policy).__name__}]"
+
+    # ------------------------------------------------------------------------------------------- the model's call
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """Let the model answer unheard, and decide."""
+        if isinstance(request.model, GuardedChatModel):
+            return handler(request)
+        with unheard():
+            written = handler(request)
+            return self._decided(request, written)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """The same, without blocking the loop."""
+        if isinstance(request.model, GuardedChatModel):
+            return await handler(request)
+        with unheard():
+            written = await handler(request)
+            return await run_in_executor(None, self._decided, request, written)
+
+    def _decided(
+        self, request: ModelRequest[Any], written: ModelResponse[Any]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        draft = next((each for each in reversed(written.result) if isinstance(each, AIMessage)), None)
+        if draft is None:
+            raise InputError("the model gave no message of its own", hint="put the guard inside of what replaces it")
+        outcome = self._outcome(request, draft)
+        if outcome.accepted:
+            message = self._accepted(draft, outcome)
+            shaky = self._shaky(outcome)
+            if not shaky:
+                if outcome.attempts == 1:  # what LangChain made of it (a structured response) holds for this draft
+                    result = [message if each is draft else each for each in written.result]
+                    return ModelResponse(result=result, structured_response=written.structured_response)
+                return ModelResponse(result=[message])
+            return self._waits(request, outcome, shaky)
+        if outcome.decision.action == "escalate":
+            if outcome.text is not None:
+                return ModelResponse(result=[self._message(outcome)])
+            return self._waits(request, outcome, [])
+        if self.exit_behavior == "error":
+            raise LowConfidenceError(outcome)
+        return ModelResponse(result=[self._message(outcome)])
+
+    def _outcome(self, request: ModelRequest[Any], draft: AIMessage) -> Outcome:
+        turns = [*([request.system_message] if request.system_message else []), *request.messages]
+        why = unreadable(turns)
+        if self.served is not None and request.model is not self.served:
+            why = f"the answer is of a {type(request.model).__name__} that is not the model that was named as served"
+        offered: dict[str, Any] = {}
+        if request.tools:
+            offered["tools"] = as_tools([convert_to_openai_tool(each) for each in request.tools])
+            offered["tool_choice"] = tool_choice_of(request.tool_choice)
+        calls = [ToolCall.of(each) for each in draft.tool_calls]
+        return self.guard.review(
+            as_guard_messages(without_media(turns)),
+            self.guard.model.write(str(draft.text), calls) if calls else str(draft.text),
+            unscorable=why,
+            thread_id=thread_of(ensure_config()),
+            **offered,
+        )
+
+    def _message(self, outcome: Outcome) -> AIMessage:
+        return as_ai_message(outcome, abstention=self.abstention_message, model_name=str(self.guard.model.name))
+
+    def _accepted(self, draft: AIMessage, outcome: Outcome) -> AIMessage:
+        """The draft with its verdict; a later one is the guard's own."""
+        message = self._message(outcome)
+        if outcome.attempts > 1:
+            return message
+        return draft.model_copy(
+            update={"response_metadata": {**draft.response_metadata, KEY: message.response_metadata[KEY]}}
+        )
+
+    # ------------------------------------------------------------------------------------------------ a human's
+
+    def _shaky(self, outcome: Outcome) -> list[int]:
+        """Which calls wait for a human."""
+        calls = outcome.tool_calls
+        if not any(each.name in self.require_approval_below for each in calls):
+            return []
+        assert self.confidence is not None
+        sure = list(self.confidence(outcome.generation))
+        return [
+            at
+            for at, each in enumerate(calls)
+            # Not "sure < limit": what is no number, or was not given, must wait.
+            if each.name in self.require_approval_below
+            and not (len(sure) == len(calls) and sure[at] >= self.require_approval_below[each.name])
+        ]
+
+    def _waits(self, request: ModelRequest[Any], outcome: Outcome, shaky: Sequence[int]) -> ExtendedModelResponse[Any]:
+        """The abstention for now; what a human is to see lies in private state, as plain JSON."""
+        drafted = outcome.generation
+        names = sorted({drafted.tool_calls[at].name for at in shaky})
+        rule = "require_approval_below" if shaky else outcome.decision.rule
+        reason = f"a call of {', '.join(names)} is not sure enough" if shaky else outcome.decision.reason
+        review = _Waiting(
+            request_id=outcome.request_id,
+            attempt=outcome.attempts,
+            rule=rule,
+            reason=reason,
+            text=drafted.content,
+            tool_calls=[
+                {"name": each.name, "args": dict(each.arguments), "id": each.id} for each in drafted.tool_calls
+            ],
+            shaky=list(shaky),
+        )
+        if shaky:  # the policy's own escalation is in the log already
+            self._record(request.messages, review, "held", "the middleware", reason, None)
+        message = self._message(outcome)
+        metadata = {**message.response_metadata, KEY: {**message.response_metadata[KEY], "decision": "escalate"}}
+        held = AIMessage(content=self.abstention_message, response_metadata=metadata)
+        return ExtendedModelResponse(
+            model_response=ModelResponse(result=[held]),
+            command=Command(update={STATE: json.loads(json.dumps(review))}),
+        )
+
+    @hook_config(can_jump_to=["end"])
+    def after_model(self, state: _State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Ask a human about what waits. On resuming, this node alone runs again."""
+        review = state.get("hallucination_guard_review")
+        if not review:
+            return None
+        asked = _actions(review)
+        request = {
+            "action_requests": [{**each, "description": review["reason"]} for each in asked],
+            "review_configs": [
+                {"action_name": each["name"], "allowed_decisions": self.allowed_decisions} for each in asked
+            ],
+        }
+        decisions = _decisions(interrupt(request), asked, self.allowed_decisions)
+        held = next(each for each in reversed(state["messages"]) if isinstance(each, AIMessage))
+        text, calls, said = _settled(review, decisions)
+        answer = None if said == "rejected" else self.guard.model.write(text, [ToolCall.of(each) for each in calls])
+        self._record(state["messages"][:-1], review, said, "a human", f"{said} by a human", answer)
+        if said == "rejected":
+            return {STATE: None, "jump_to": "end"}  # the abstention that stands there already
+        verdict = {**held.response_metadata[KEY], "reviewed": said}
+        message = AIMessage(
+            content=text, tool_calls=calls, id=held.id, response_metadata={**held.response_metadata, KEY: verdict}
+        )
+        return {STATE: None, "messages": [message]}
+
+    async def aafter_model(self, state: _State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """The same."""
+        return await run_in_executor(None, self.after_model, state, runtime)
+
+    def _record(
+        self,
+        messages: Sequence[AnyMessage],
+        review: _Waiting,
+        said: Said,
+        by: str,
+        reason: str,
+        answer: str | None,
+    ) -> None:
+        self.guard.record_review(
+            as_guard_messages(without_media(messages)),
+            Review(
+                request_id=review["request_id"],
+                attempt=review["attempt"],
+                rule=review["rule"],
+                said=said,
+                by=by,
+                reason=reason,
+                answer=answer,
+                call=Call(thread_id=thread_of(ensure_config())),
+            ),
+        )
+
+
+def _actions(review: _Waiting) -> list[dict[str, Any]]:
+    """What a human is asked about: the calls that are not sure enough, all calls of an answer, or its text."""
+    calls = review["tool_calls"]
+    chosen = [calls[at] for at in review["shaky"]] or calls
+    return [{"name": each["name"], "args": each["args"]} for each in chosen] or [
+        {"name": ANSWER, "args": {"text": review["text"]}}
+    ]
+
+
+def _decisions(given: object, asked: Sequence[Mapping[str, Any]], allowed: Sequence[str]) -> list[Mapping[str, Any]]:
+    """One decision an action.
+
+    Raises:
+        InputError: if there are more or fewer, or one that may not be; nothing is then let through.
+    """
+    decisions = given.get("decisions") if isinstance(given, Mapping) else None
+    if not isinstance(decisions, Sequence) or len(decisions) != len(asked):
+        raise InputError("the review does not have one decision for each action", hint="{'decisions': [{'type': …}]}")
+    for each in decisions:
+        if not isinstance(each, Mapping) or each.get("type") not in allowed:
+            raise InputError("the review has a decision that is not allowed", hint=f"one of {', '.join(allowed)}")
+        edited = each.get("edited_action")
+        if each["type"] == "edit" and not (
+            isinstance(edited, Mapping)
+            and isinstance(edited.get("name"), str)
+            and isinstance(edited.get("args"), Mapping)
+        ):
+            raise InputError("an edit has no action in it", hint="{'type': 'edit', 'edited_action': {'name', 'args'}}")
+    return list(decisions)
+
+
+def _settled(
+    review: _Waiting, decisions: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[dict[str, Any]], Literal["approved", "edited", "rejected"]]:
+    """The text and the calls that leave, and in a word what the human said: one rejection rejects the answer."""
+    kinds = {each["type"] for each in decisions}
+    if "reject" in kinds:
+        return "", [], "rejected"
+    text, calls = review["text"], [dict(each) for each in review["tool_calls"]]
+    for at, each in zip(review["shaky"] or range(len(decisions)), decisions, strict=True):
+        if each["type"] == "edit":
+            edited = each["edited_action"]
+            if calls:
+                calls[at] |= {"name": edited["name"], "args": dict(edited["args"])}
+            else:
+                text = str(edited["args"].get("text", ""))
+    if not text.strip() and not calls:
+        raise InputError("the edited answer is empty", hint="reject it instead")
+    return text, calls, "edited" if "edit" in kinds else "approved"

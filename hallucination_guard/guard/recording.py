@@ -68,7 +68,7 @@ class Recorder:
     def reviewed(
         self, messages: Sequence[Message], review: Review, *, model: ModelIdentity, scorer: ScorerIdentity
     ) -> str:
-        """Write down that an answer waits for a human, or what the human said; the record's id, empty without a sink."""
+        """Write down that an answer waits for a human, or what the human said; the record's id, or nothing."""
         record = AuditRecord(
             request_id=review.request_id,
             thread_id=review.call.thread_id,

@@ -8,6 +8,7 @@ one replay with a row for each argument comes SemGrad of its terms of the loss, 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
-"""hallucination-guard for LangChain: a guarded chat model, a guard around any model step, an observing callback, and
-agent middleware, which alone needs ``langchain`` (extra ``agents``) and is imported when it is used.
+"""hallucination-guard for LangChain: a guarded chat model, a guarded step, an observing callback, agent middleware.
+
+The middleware alone needs ``langchain`` (extra ``agents``); it is imported when it is used.
 """
 
 from __future__ import annotations

@@ -250,10 +250,12 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
 
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: _State, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Ask a human about what waits. On resuming, this node alone runs again."""
+        """Ask a human about what waits, and end after an abstention. On resuming, this node alone runs again."""
         review = state.get("hallucination_guard_review")
         if not review:
-            return None
+            verdict = state["messages"][-1].response_metadata.get(KEY, {})
+            # Otherwise an agent that has to give a structured response would ask the model again, without end.
+            return {"jump_to": "end"} if verdict.get("decision") == "abstain" else None
         asked = _actions(review)
         request = {
             "action_requests": [{**each, "description": review["reason"]} for each in asked],
@@ -324,11 +326,12 @@ def _decisions(given: object, asked: Sequence[Mapping[str, Any]], allowed: Seque
         if not isinstance(each, Mapping) or each.get("type") not in allowed:
             raise InputError("the review has a decision that is not allowed", hint=f"one of {', '.join(allowed)}")
         edited = each.get("edited_action")
-        if each["type"] == "edit" and not (
+        whole = (
             isinstance(edited, Mapping)
             and isinstance(edited.get("name"), str)
             and isinstance(edited.get("args"), Mapping)
-        ):
+        )
+        if each["type"] == "edit" and not whole:
             raise InputError("an edit has no action in it", hint="{'type': 'edit', 'edited_action': {'name', 'args'}}")
     return list(decisions)
 

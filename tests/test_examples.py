@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hallucination_guard.audit import verify
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "gated_chain.py": ["What is the capital of France? → ", "Swan Lake? → "],
+    "agent.py": ["waits for a human: {'text': 'The warehouse in Tarvel opens at six.'}"],
     "policy_from_yaml.py": ["policy second-look version 1", "attempt(s): "],
     "rag_abstention.py": ["What is the office dog called?", "handbook-9"],
     "read_audit_log.py": ["3 records, whole and unchanged", "decisions: "],
@@ -46,3 +48,33 @@ def test_example(name: str, tmp_path: Path) -> None:
     found = verify(tmp_path / "audit.jsonl")
     assert found.ok
     assert found.records >= 2
+
+
+def test_an_agent_takes_at_most_forty_lines() -> None:
+    lines = (EXAMPLES / "agent.py").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines[1:] if line.strip()]) <= 40
+
+
+def test_what_an_agent_has_waiting_is_resumed_by_another_process(tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, EXAMPLES / "agent.py", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=True,
+        ).stdout
+
+    assert "Biscuit" in run("1", "What is the office dog called?")  # looked up, scored again, and let through
+    assert "Biscuit" not in run("2", "When does the warehouse open?")
+    before = len((tmp_path / "audit.jsonl").read_text().splitlines())
+    assert run("2", "approve") == "The warehouse in Tarvel opens at six.\n"
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert len(records) == before + 1  # nothing was generated or scored again
+    story = [each for each in records if each["request_id"] == records[-1]["request_id"]]
+    assert [each["decision"] for each in story] == ["retrieve", "escalate", "escalate"]
+    assert [each["answer"] for each in story][1:] == ["The warehouse in Tarvel opens at six."] * 2
+    assert story[-1]["detail"] == "approved by a human, not scored"
+    assert verify(tmp_path / "audit.jsonl").ok

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import itemgetter
 from typing import Any, Literal, cast
 
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
+from hallucination_guard.values import Outcome
 from hallucination_guard_langchain.convert import (
     LLM_TYPE,
     LowConfidenceError,
@@ -29,7 +32,20 @@ from hallucination_guard_langchain.convert import (
 from hallucination_guard_langchain.quiet import unheard
 from hallucination_guard_langchain.structured import json_schema, whole_object
 
-__all__ = ["GuardedChatModel", "tool_choice_of"]
+__all__ = ["GuardedChatModel", "outcomes_of", "tool_choice_of"]
+
+_OUTCOMES: ContextVar[list[Outcome] | None] = ContextVar("hallucination_guard_outcomes", default=None)
+
+
+@contextmanager
+def outcomes_of() -> Iterator[list[Outcome]]:
+    """The outcomes of the guarded models that are called inside, for the middleware in front of one."""
+    found: list[Outcome] = []
+    token = _OUTCOMES.set(found)
+    try:
+        yield found
+    finally:
+        _OUTCOMES.reset(token)
 
 
 class GuardedChatModel(BaseChatModel):
@@ -220,6 +236,8 @@ class GuardedChatModel(BaseChatModel):
         thread_id = thread_of(ensure_config({"metadata": run_manager.metadata} if run_manager is not None else None))
         with unheard():
             outcome = self.guard(as_guard_messages(messages), thread_id=thread_id, **self._settings(stop, kwargs))
+        if (into := _OUTCOMES.get()) is not None:
+            into.append(outcome)
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))

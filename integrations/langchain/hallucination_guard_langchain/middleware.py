@@ -24,7 +24,7 @@ from langgraph.types import Command, interrupt
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.guard import Guard, Review
 from hallucination_guard.values import Call, Generation, Outcome, ToolCall, as_tools
-from hallucination_guard_langchain.chat import GuardedChatModel, tool_choice_of
+from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of, tool_choice_of
 from hallucination_guard_langchain.convert import (
     KEY,
     LowConfidenceError,
@@ -69,8 +69,8 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     """Scores every answer and every tool call of an agent's model, and lets the policy decide.
 
     In front of a chat model that serves the same weights as the guard's model, which reads what it wrote; further
-    drafts, if the policy wants any, are the guard's own. A :class:`GuardedChatModel` is guarded already and is not
-    judged twice.
+    drafts, if the policy wants any, are the guard's own. A :class:`GuardedChatModel` of the same guard has decided by
+    itself: it is not judged twice, and the middleware adds the human's part.
 
     Args:
         guard: decides; its model reads.
@@ -134,29 +134,34 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Let the model answer unheard, and decide."""
-        if isinstance(request.model, GuardedChatModel):
-            return handler(request)
-        with unheard():
+        self._check(request)
+        with unheard(), outcomes_of() as outcomes:
             written = handler(request)
-            return self._decided(request, written)
+            return self._decided(request, written, outcomes)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """The same, without blocking the loop."""
-        if isinstance(request.model, GuardedChatModel):
-            return await handler(request)
-        with unheard():
+        self._check(request)
+        with unheard(), outcomes_of() as outcomes:
             written = await handler(request)
-            return await run_in_executor(None, self._decided, request, written)
+            return await run_in_executor(None, self._decided, request, written, outcomes)
+
+    def _check(self, request: ModelRequest[Any]) -> None:
+        if isinstance(request.model, GuardedChatModel) and request.model.guard is not self.guard:
+            raise ConfigurationError(
+                "the agent's model has a guard of its own, and the middleware another one",
+                hint="give both the same guard",
+            )
 
     def _decided(
-        self, request: ModelRequest[Any], written: ModelResponse[Any]
+        self, request: ModelRequest[Any], written: ModelResponse[Any], outcomes: Sequence[Outcome]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         draft = next((each for each in reversed(written.result) if isinstance(each, AIMessage)), None)
         if draft is None:
             raise InputError("the model gave no message of its own", hint="put the guard inside of what replaces it")
-        outcome = self._outcome(request, draft)
+        outcome = self._outcome(request, draft, outcomes)
         if outcome.accepted:
             message = self._accepted(draft, outcome)
             shaky = self._shaky(outcome)
@@ -174,7 +179,11 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             raise LowConfidenceError(outcome)
         return ModelResponse(result=[self._message(outcome)])
 
-    def _outcome(self, request: ModelRequest[Any], draft: AIMessage) -> Outcome:
+    def _outcome(self, request: ModelRequest[Any], draft: AIMessage, outcomes: Sequence[Outcome]) -> Outcome:
+        if isinstance(request.model, GuardedChatModel):  # it has decided
+            if not outcomes:
+                raise InputError("the guarded model gave a message and no outcome", hint="switch its cache off")
+            return outcomes[-1]
         turns = [*([request.system_message] if request.system_message else []), *request.messages]
         why = unreadable(turns)
         if self.served is not None and request.model is not self.served:

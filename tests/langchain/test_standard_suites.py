@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -46,7 +46,7 @@ _LOADED: list[WhiteBoxModel] = []
 class _Real(_Setup):
     """SmolLM2 under the grammar: it is loaded once, by the first test that needs it."""
 
-    settings: dict[str, Any] = {"max_new_tokens": 64}
+    settings: ClassVar[dict[str, Any]] = {"max_new_tokens": 64}
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class TestTools(_Real, ChatModelIntegrationTests):
 
 class TestStructured(_Real, ChatModelIntegrationTests):
     # Greedily it repeats itself inside a string until it is cut, and what was cut is refused.
-    settings = {"max_new_tokens": 160, "temperature": 1.3, "seed": 0}  # noqa: RUF012
+    settings: ClassVar[dict[str, Any]] = {"max_new_tokens": 160, "temperature": 1.3, "seed": 0}
     has_tool_calling = property(lambda self: False)  # above
     has_tool_choice = property(lambda self: False)
     has_structured_output = property(lambda self: True)

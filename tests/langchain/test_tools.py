@@ -65,8 +65,8 @@ def test_a_doubtful_call_is_an_abstention() -> None:
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        (None, "auto"), ("auto", "auto"), ("none", "none"), ("any", "required"), ("required", "required"), (True, "required"),
-        (False, "auto"), ("add", "add"), ({"type": "function", "function": {"name": "add"}}, "add"),
+        (None, "auto"), ("auto", "auto"), ("none", "none"), ("any", "required"), ("required", "required"),
+        (True, "required"), (False, "auto"), ("add", "add"), ({"type": "function", "function": {"name": "add"}}, "add"),
     ],
 )  # fmt: skip
 def test_every_way_of_saying_tool_choice(given: Any, meant: str) -> None:

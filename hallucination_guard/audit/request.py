@@ -47,6 +47,8 @@ def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
         name = record.request_id
         if record.rule == "require_approval_below":
             continue  # what a human says of a call that the policy accepted is not the policy's
+        if record.part is not None:
+            continue  # of a stream: the attempt has a record of its own when it ends
         if name in escalated and record.decision == "escalate":
             escalated.discard(name)
             continue

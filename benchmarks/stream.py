@@ -117,10 +117,9 @@ def single(model: WhiteBoxModel, tokens: int, repeats: int, log: AuditLog) -> No
             firsts[name].append(found.first / base.first)
             wholes[name].append(found.whole / base.whole)
             sentences.append(found.sentences)
-    print(
-        f"{tokens} tokens, {repeats} repeats, {min(sentences)} to {max(sentences)} sentences; unguarded: first sentence "
-        f"{statistics.median(each.first for each in plain):.2f} s, whole {statistics.median(each.whole for each in plain):.2f} s"
-    )
+    print(f"{tokens} tokens, {repeats} repeats, {min(sentences)} to {max(sentences)} sentences; unguarded:")
+    print(f"first sentence {statistics.median(each.first for each in plain):.2f} s,")
+    print(f"whole {statistics.median(each.whole for each in plain):.2f} s")
     print("| way | first sentence / unguarded | whole / unguarded |\n|---|---|---|")
     for name in ways:
         first, whole = statistics.median(firsts[name]), statistics.median(wholes[name])
@@ -170,9 +169,8 @@ def together(model: WhiteBoxModel, tokens: int, streams: int, log: AuditLog) -> 
     print(f"{streams} streams of at most {tokens} tokens ({drawn} drawn): one after the other {one_by_one:.1f} s,")
     print(f"at a time {at_once:.1f} s: {one_by_one / at_once:.2f} times the throughput;")
     print(f"{same} of {streams} say what they say alone; HybridGrad differs by at most {worst:.1e} of itself;")
-    print(
-        f"peak memory {before / 1024:.0f} MiB before, {middle / 1024:.0f} after one by one, {after / 1024:.0f} after all"
-    )
+    peaks = [round(each / 1024) for each in (before, middle, after)]
+    print(f"peak memory {peaks[0]} MiB before, {peaks[1]} after one by one, {peaks[2]} after all")
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Unpack
@@ -255,7 +255,7 @@ class Guard:
         call: Call | None = None,
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """:meth:`stream`, in a thread of its own for each. A cancelled task ends generating within a token."""
         left = threading.Event()
         events = self._events(messages, call, thread_id, generation, provisional=provisional, gone=left.is_set)
@@ -431,7 +431,7 @@ class Guard:
         return certificates
 
 
-async def _in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncIterator[Event]:
+async def _in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncGenerator[Event, None]:
     """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Event | _Over] = asyncio.Queue()

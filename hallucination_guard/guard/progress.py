@@ -44,6 +44,7 @@ class Progress:
         call: the facts of the call, for the record.
         given: an answer that something else wrote, to be judged first.
         unscorable: why the answer given cannot be scored; empty where it can.
+        streamed: whether it is judged sentence by sentence.
         released_ids: of a stream, the beginning of the answer that was let go.
         released: its text.
         doubt: of a stream, the greatest value that the calibration read of a beginning that was let go.
@@ -72,6 +73,7 @@ class Progress:
     scoring: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+    streamed: bool = False
     released_ids: tuple[int, ...] = ()
     released: str = ""
     doubt: float = 0.0

@@ -176,6 +176,7 @@ class Recorder:
             tokens={"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)},
             seconds={"generate": generation.seconds, "score": score.seconds},
             retrieved=progress.retrieved,
+            gate="stream" if progress.streamed and not escalated else None,
             prompt=[message.to_json_dict() for message in generation.messages],
             answer=answer if escalated else generation.text,
             versions=_versions(),

@@ -57,6 +57,7 @@ class Streaming:
         Raises:
             ReaderGone: if the reader is; the draft is recorded as interrupted.
         """
+        progress.streamed = True
         while progress.outcome is None:
             live = self.model.stream(
                 progress.messages,
@@ -81,7 +82,7 @@ class Streaming:
         progress.begin(live.beginning(len(progress.released_ids)), unfinished)
         if self.provisional:
             self._announce(progress)
-        measure, scoring = self._measure(), 0.0
+        measure, scoring, begin = self._measure(), 0.0, len(progress.released_ids)
         for step in self._steps(progress, live):
             if isinstance(step, Provisional):
                 yield step
@@ -94,7 +95,7 @@ class Streaming:
             decision = self._decide(progress, generation, score)
             goes_on = decision.action == "accept" and generation.finish_reason == "open"
             if not goes_on:
-                _count(progress, generation, scoring)
+                _count(progress, generation, scoring, begin)
             if decision.action != "accept":
                 self._end_otherwise(progress, decision)
                 break
@@ -198,8 +199,8 @@ def _rest(progress: Progress, generation: Generation) -> str:
     raise ModelError("the answer does not begin with what was released", hint="its tokenizer rewrites earlier text")
 
 
-def _count(progress: Progress, generation: Generation, scoring: float) -> None:
+def _count(progress: Progress, generation: Generation, scoring: float, begin: int) -> None:
     progress.generating += max(0.0, generation.seconds - scoring)
     progress.scoring += scoring
     progress.tokens_in += len(generation.prompt_token_ids)
-    progress.tokens_out += len(generation.response_token_ids) - len(progress.released_ids)
+    progress.tokens_out += len(generation.response_token_ids) - begin

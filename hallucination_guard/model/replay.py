@@ -9,7 +9,7 @@ graph then spans the whole sequence, and is still only that of the deep half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,20 @@ class Trace:
     def row(self) -> int:
         """Of t* in ``states``."""
         return self.anchor - self.start
+
+    def until(self, tokens: int, of: int) -> Trace:
+        """What is kept of the first ``tokens`` tokens of an answer, where this is what is kept of ``of`` tokens."""
+        less = of - tokens
+        return (
+            self
+            if not less
+            else replace(
+                self,
+                ids=self.ids[:-less],
+                states=self.states[:-less],
+                logits=None if self.logits is None else self.logits[:tokens],
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -173,14 +187,14 @@ class Extended:
 def _deep_half(model: Any, layout: Layout, layers: range, entering: Tensor, states: list[Tensor] | None) -> Any:
     """The decoder, whose lower half answers ``entering``; h_l of the layers above are added to ``states``."""
     modules = layout.list_of(model)
-    replace = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
-    replace[layers.start - 1] = replaced_output(
+    others = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
+    others[layers.start - 1] = replaced_output(
         modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
     )
     if states is not None:
         for level in layers[1:]:
-            replace[level - 1] = tapped(modules[level - 1], states.append)
-    return layout.decoder_of(layout.view(model, replace))
+            others[level - 1] = tapped(modules[level - 1], states.append)
+    return layout.decoder_of(layout.view(model, others))
 
 
 def _check_kept(model: Any, states: Sequence[Tensor]) -> None:

@@ -9,19 +9,23 @@ norms of a sum and are taken over all tokens again, without any forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from hallucination_guard.model.keeping import KeptTrace
 from hallucination_guard.model.replay import Extended, Trace
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods, at_anchor, check_felt, measured_of
 from hallucination_guard.scoring.head_walk import Reading, head_norms, pulled_states, read_head
-from hallucination_guard.values import Generation
+from hallucination_guard.scoring.token_texts import token_texts
+from hallucination_guard.values import Generation, Score, StreamingScorer
+from hallucination_guard.values.text import has_visible, sentence_ranges
 
-__all__ = ["Beginnings"]
+__all__ = ["Beginnings", "score_beginnings"]
 
 _MOST = 256 * 2**20  # bytes of A that are kept; beyond, the head is read again
 
@@ -136,3 +140,37 @@ class Beginnings:
         self._finals.clear()
         by_layer = self._gradient.abs().sum(dim=-1)[:, None]
         check_felt(self._model, [generation], self._layers, by_layer, torch.full((1, 1, 1), self._doubt))
+
+
+def score_beginnings(
+    model: WhiteBoxModel, scorer: StreamingScorer, generation: Generation
+) -> Sequence[tuple[int, Score]]:
+    """Score an answer as a stream is scored: every beginning that ends with a sentence, and at last the whole.
+
+    Args:
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that it belongs to.
+        scorer: that can go on.
+        generation: with an anchor; what was kept for scoring is handed over and forgotten.
+
+    Returns:
+        For each beginning, shortest first, its length in tokens and its score.
+    """
+    ids = generation.response_token_ids
+    texts = token_texts(model.tokenizer, ids)
+    ends = [stop for _, stop in sentence_ranges(texts)][:-1]
+    stops = [stop for stop in ends if has_visible("".join(texts[:stop]))]
+    kept = generation._trace.take() if generation._trace is not None else None
+    score, found = scorer.beginnings(model), []
+    for stop in [*stops, len(ids)]:
+        trace = kept.until(stop, len(ids)) if isinstance(kept, Trace) else None
+        whole = stop == len(ids)
+        part = replace(
+            generation,
+            response_token_ids=ids[:stop],
+            text=generation.text if whole else "".join(texts[:stop]),
+            finish_reason=generation.finish_reason if whole else "open",
+            written_calls=generation.written_calls if whole else (),
+            _trace=KeptTrace(trace),
+        )
+        found.append((stop, score(part)))
+    return found

@@ -38,7 +38,7 @@ from hallucination_guard.values.prompt import (
 from hallucination_guard.values.protocols import Model, Policy, Scorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered
-from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools
+from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools, tool_choice_of
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = [
@@ -90,4 +90,5 @@ __all__ = [
     "from_json",
     "is_batch",
     "question_of",
+    "tool_choice_of",
 ]

@@ -5,16 +5,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The commit that `make shape` stands beside the tree.
 AGAINST ?= c3aba04
+# Frameworks with a test file of their own: each is installed in a layer over $(VENV), see below.
+FRAMEWORKS := haystack llamaindex pydantic_ai smolagents
+LAYERS ?= .venvs
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check lint shape faults fuzz soak clean
+.PHONY: demo test frameworks check lint shape faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest
+
+# The integrations against the real libraries. pytest fails where it collects nothing.
+frameworks: $(FRAMEWORKS:%=framework-%)
+
+$(FRAMEWORKS:%=framework-%): framework-%: $(LAYERS)/%/.installed
+	$(LAYERS)/$*/bin/python -m pytest -q tests/frameworks/test_$*.py
 
 # The inner loop: lint, types, layers, and the tests of what has changed.
 check: $(VENV)/.test lint
@@ -59,5 +68,15 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+# A layer sees the packages of $(VENV) behind its own: only the framework is installed into it, and what it needs in other
+# versions. So frameworks whose pins clash meet neither each other nor the suite, and torch is there once.
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+$(LAYERS)/%/.installed: $(VENV)/.test pyproject.toml constraints/%.txt
+	$(BIN)/python -m venv --without-pip --clear $(LAYERS)/$*
+	$(BIN)/python $(PURELIB) > "$$($(LAYERS)/$*/bin/python $(PURELIB))/layer.pth"
+	$(BIN)/pip --python $(LAYERS)/$*/bin/python install --quiet --disable-pip-version-check \
+		-c constraints/$*.txt -e '.[$(subst _,-,$*)]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .demo dist build
+	rm -rf $(VENV) $(LAYERS) .demo dist build

@@ -15,6 +15,7 @@
     │   └── CalibrationMismatch   it was fitted on another model, template, dtype, scorer or policy
     ├── CallError            a retriever or an escalation target failed
     │   └── CallTimeout      … or did not answer in time
+    ├── NotAnswered          the policy let no answer through, and the caller wants that raised; in ``guard/reply.py``
     └── AuditError           the log cannot be written, read or trusted
 
 Every message names the offending value; ``hint`` says how to fix it and is part of ``str(error)``.

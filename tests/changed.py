@@ -20,6 +20,8 @@ OWN = {
 PACKAGES = {
     "policies/hallucination_guard_policies": "policies",
     "integrations/langchain/hallucination_guard_langchain": "langchain",
+    # What is not LangChain's runs in layers of its own, `make frameworks`; what all share runs here too.
+    "integrations": "test_integrations.py",
     "examples": "test_examples.py",
 }
 
@@ -39,6 +41,8 @@ def changed() -> list[str]:
 
 def tests_of(path: str) -> Path | None:
     """Where one path is tested; None where a quick look is not to be had."""
+    if path.startswith("tests/frameworks/"):
+        return Path("tests/langchain/test_framework_contract.py")
     if path.startswith("tests/"):
         found = Path(path)
         return found if found.name.startswith("test_") and (ROOT / found).is_file() else None

@@ -37,9 +37,9 @@ from hallucination_guard.values.prompt import (
 )
 from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
-from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered
+from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.stream import Event, Provisional, Released
-from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools
+from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools, tool_choice_of
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = [
@@ -96,5 +96,7 @@ __all__ = [
     "checked_text",
     "from_json",
     "is_batch",
+    "options_of",
     "question_of",
+    "tool_choice_of",
 ]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, cast, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.values.plain import JSON
-from hallucination_guard.values.tools import Tool, ToolChoice, as_tools
+from hallucination_guard.values.tools import Tool, ToolChoice, as_tools, tool_choice_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["Drawing", "GenerationOptions", "GenerationSettings", "Offered"]
+__all__ = ["Drawing", "GenerationOptions", "GenerationSettings", "Offered", "options_of"]
 
 
 class Drawing(TypedDict, total=False):
@@ -44,6 +44,33 @@ class GenerationOptions(Drawing, total=False):
     """The keywords of a guarded call that say how its answers are generated."""
 
     question: str | None
+
+
+_CALLED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "stop_sequences": "stop"}
+
+
+def options_of(given: Mapping[str, object]) -> GenerationOptions:
+    """The keywords of a guarded call from what frameworks call them.
+
+    What is None, or chooses among no tools, is left out. Names that are unknown are left in: the guard refuses them.
+
+    Raises:
+        InputError: if one setting was given under two names, or ``tool_choice`` is none.
+    """
+    options: dict[str, object] = {}
+    for name, value in given.items():
+        ours = _CALLED.get(name, name)
+        if value is None:
+            continue
+        if ours in options:
+            raise InputError(f"{ours} was given twice, the second time as {name}", hint="give it once")
+        options[ours] = value
+    if not options.get("tools"):
+        options.pop("tools", None)
+        options.pop("tool_choice", None)
+    elif "tool_choice" in options:
+        options["tool_choice"] = tool_choice_of(options["tool_choice"])
+    return cast("GenerationOptions", options)
 
 
 _Positive = Annotated[int, Ge(1), Lt(2**31)]

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeAlias
 from hallucination_guard.errors import InputError
 from hallucination_guard.values.plain import JSON, FrozenDict
 
-__all__ = ["Tool", "ToolCall", "ToolChoice", "WrittenCall", "as_tools"]
+__all__ = ["Tool", "ToolCall", "ToolChoice", "WrittenCall", "as_tools", "tool_choice_of"]
 
 ToolChoice: TypeAlias = str
 """``auto``, ``required``, ``none``, or the name of the tool that is to be called."""
@@ -159,6 +159,26 @@ def as_tools(given: Sequence[object]) -> tuple[Tool, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two tools are named {twice[0]!r}", hint="name them apart")
     return tools
+
+
+def tool_choice_of(given: object) -> str:
+    """``tool_choice`` in the guard's words; frameworks and chat APIs have several.
+
+    Raises:
+        InputError: if it is none of them.
+    """
+    if isinstance(given, Mapping):
+        function = given.get("function", given)
+        given = function.get("name") if isinstance(function, Mapping) else function
+        if not isinstance(given, str):
+            raise InputError(f"tool_choice names {given!r}", hint="auto, none, required, or the name of a tool")
+    if given is None or given is False:
+        return "auto"
+    if given is True or given == "any":
+        return "required"
+    if not isinstance(given, str):
+        raise InputError(f"tool_choice is {given!r}", hint="auto, none, required, or the name of a tool")
+    return given
 
 
 def _plain(given: object, what: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.guard import Guard
-from hallucination_guard.values import Event, Outcome
+from hallucination_guard.guard import ABSTENTION, Guard, OnAbstain
+from hallucination_guard.values import Event, Outcome, tool_choice_of
 from hallucination_guard_langchain.convert import (
     LLM_TYPE,
     LowConfidenceError,
@@ -32,7 +32,7 @@ from hallucination_guard_langchain.convert import (
 from hallucination_guard_langchain.quiet import unheard
 from hallucination_guard_langchain.structured import json_schema, whole_object
 
-__all__ = ["GuardedChatModel", "outcomes_of", "tool_choice_of"]
+__all__ = ["GuardedChatModel", "outcomes_of"]
 
 _OUTCOMES: ContextVar[list[Outcome] | None] = ContextVar("hallucination_guard_outcomes", default=None)
 
@@ -69,8 +69,8 @@ class GuardedChatModel(BaseChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
     guard: Guard = Field(exclude=True, repr=False)
-    abstention: str = "I am not sure enough to answer that."
-    on_abstain: Literal["message", "error"] = "message"
+    abstention: str = ABSTENTION
+    on_abstain: OnAbstain = "message"
     model: str = ""
     temperature: float | None = None
     max_tokens: int | None = None
@@ -314,14 +314,3 @@ def _last_chunk(message: AIMessage, *, released: str) -> ChatGenerationChunk:
         chunk_position="last",
     )
     return ChatGenerationChunk(message=whole)
-
-
-def tool_choice_of(given: str | dict[str, Any] | bool | None) -> str:
-    """``tool_choice`` in the guard's words; LangChain and the chat APIs have several."""
-    if isinstance(given, dict):
-        given = given.get("function", given).get("name")
-    if given is None or given is False:
-        return "auto"
-    if given is True or given == "any":
-        return "required"
-    return str(given)

@@ -11,7 +11,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCall as LangChainToolCall
 from langchain_core.runnables import RunnableConfig
 
-from hallucination_guard.errors import GuardError, InputError
+from hallucination_guard.errors import InputError
+from hallucination_guard.guard import KEY, NotAnswered, Replying, verdict_of
 from hallucination_guard.values import Message, Outcome, ToolCall
 
 __all__ = [
@@ -26,9 +27,6 @@ __all__ = [
     "without_media",
 ]
 
-KEY = "hallucination_guard"
-"""Where the verdict lies in ``AIMessage.response_metadata``."""
-
 LLM_TYPE = "hallucination-guard"
 """By which LangChain names the kind of the guarded chat model."""
 
@@ -37,7 +35,7 @@ _UNSAID = frozenset({"tool_use", "tool_call", "invalid_tool_call", "reasoning", 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
 
 
-class LowConfidenceError(GuardError, ModelError):
+class LowConfidenceError(NotAnswered, ModelError):
     """The policy let no answer through, and ``on_abstain="error"`` asked for an exception.
 
     Retry middleware turns an ordinary exception into an answer; as a LangChain ``ModelError`` that is not retryable it
@@ -46,15 +44,6 @@ class LowConfidenceError(GuardError, ModelError):
     Args:
         outcome: of the guarded call; its ``text`` is None.
     """
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(
-            f"no answer was let through: {outcome.decision.reason}", hint=f"rule {outcome.decision.rule!r} fired"
-        )
-        self.outcome = outcome
-
-    def __reduce__(self) -> tuple[type[LowConfidenceError], tuple[Outcome]]:
-        return (LowConfidenceError, (self.outcome,))
 
 
 def as_guard_messages(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -132,44 +121,24 @@ def thread_of(config: RunnableConfig) -> str | None:
     return None if found is None else str(found)
 
 
-def verdict_of(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as plain JSON. It never holds the text of a draft."""
-    score, decision = outcome.verdict.score, outcome.decision
-    return {
-        "decision": decision.action,
-        "rule": decision.rule,
-        "reason": decision.reason,
-        "confidence": outcome.verdict.confidence,
-        "certificate": outcome.verdict.certificate,
-        "max_risk": outcome.verdict.max_risk,
-        "suspended": outcome.verdict.suspended,
-        "uncovered": outcome.verdict.uncovered,
-        "status": score.status,
-        "scores": dict(score.scores),
-        "attempts": outcome.attempts,
-        "audit_ids": list(outcome.audit_ids),
-        "request_id": outcome.request_id,
-        "retrieved": list(outcome.retrieved),
-        "seconds": dict(outcome.seconds),
-    }
-
-
 def as_ai_message(outcome: Outcome, *, abstention: str, model_name: str) -> AIMessage:
     """What the chain gets: the text let through, or the abstention; the verdict in ``response_metadata``."""
-    tokens_in, tokens_out = outcome.tokens.get("in", 0), outcome.tokens.get("out", 0)
+    reply = Replying(abstention)(outcome)
     return AIMessage(
-        content=abstention if outcome.text is None else outcome.text,
+        content=reply.text,
         response_metadata={
             "model_name": model_name,
             "model_provider": "hallucination_guard",
-            "finish_reason": outcome.generation.finish_reason if outcome.accepted else outcome.decision.action,
-            KEY: verdict_of(outcome),
+            "finish_reason": reply.finish_reason,
+            **reply.metadata,
         },
         tool_calls=[
             LangChainToolCall(name=each.name, args=dict(each.arguments), id=each.id, type="tool_call")
-            for each in outcome.tool_calls
+            for each in reply.tool_calls
         ],
         usage_metadata=UsageMetadata(
-            input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out
+            input_tokens=reply.tokens_in,
+            output_tokens=reply.tokens_out,
+            total_tokens=reply.tokens_in + reply.tokens_out,
         ),
     )

@@ -23,11 +23,10 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.guard import Guard, Review
-from hallucination_guard.values import Call, Generation, Outcome, ToolCall, as_tools
-from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of, tool_choice_of
+from hallucination_guard.guard import ABSTENTION, KEY, Guard, Review
+from hallucination_guard.values import Call, Generation, Outcome, ToolCall, as_tools, tool_choice_of
+from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of
 from hallucination_guard_langchain.convert import (
-    KEY,
     LowConfidenceError,
     as_ai_message,
     as_guard_messages,
@@ -96,7 +95,7 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         guard: Guard,
         *,
         exit_behavior: Literal["end", "error"] = "end",
-        abstention_message: str = "I am not sure enough to answer that.",
+        abstention_message: str = ABSTENTION,
         require_approval_below: Mapping[str, float] | None = None,
         confidence: Doubt | None = None,
         allowed_decisions: Sequence[ReviewDecision] = ("approve", "edit", "reject"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
@@ -22,7 +22,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import ConfigDict, Field
 
 from hallucination_guard.errors import CallError, ConfigurationError, GuardError, InputError, without_frames
-from hallucination_guard.guard import Guard
+from hallucination_guard.guard import ABSTENTION, Guard, OnAbstain
 from hallucination_guard.values import Message, Outcome
 from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
 from hallucination_guard_langchain.quiet import refuse_listeners, unheard
@@ -53,8 +53,8 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
 
     bound: Runnable[Any, Any]
     guard: Guard = Field(exclude=True, repr=False)
-    abstention: str = "I am not sure enough to answer that."
-    on_abstain: Literal["message", "error"] = "message"
+    abstention: str = ABSTENTION
+    on_abstain: OnAbstain = "message"
 
     def __init__(self, bound: Runnable[Any, Any], guard: Guard, **settings: Any) -> None:
         first = _first_of(bound)

@@ -17,6 +17,7 @@ from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.moves import Again, carry_out
 from hallucination_guard.guard.progress import Draft, Progress
 from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.guard.telemetry import evaluated
 from hallucination_guard.values import Decision, Drawing, Generation, Model, Policy, Score, Scorer, Verdict
 
 __all__ = ["Loop"]
@@ -217,6 +218,7 @@ class Loop:
                 }
             },
         )
+        evaluated(outcome, primary=self.scorer.primary)
 
 
 def _drawn_before(progress: Progress, generation: Generation) -> bool:

@@ -9,5 +9,6 @@ from __future__ import annotations
 from hallucination_guard.guard.guard import Guard
 from hallucination_guard.guard.moves import with_passages
 from hallucination_guard.guard.recording import Review
+from hallucination_guard.guard.steps import Kept, Steps
 
-__all__ = ["Guard", "Review", "with_passages"]
+__all__ = ["Guard", "Kept", "Review", "Steps", "with_passages"]

@@ -180,7 +180,7 @@ class _Broken(LogRecordProcessor):
         return True
 
 
-@pytest.mark.fault(where="telemetry", how="a log processor raises", outcome="the call goes on as decided; a warning")
+@pytest.mark.fault("telemetry", "a log processor raises", "what was decided holds, and a warning")
 @pytest.mark.parametrize(("score", "text"), [(0.1, DRAFT), (1.0, None)])
 def test_a_broken_pipeline_changes_no_outcome(
     exported: Exported, caplog: pytest.LogCaptureFixture, score: float, text: str | None

@@ -124,7 +124,7 @@ def masked(model: WhiteBoxModel, generation: Generation) -> Generation:
         )
     grammar = grammar_for(model.tokenizer, generation.settings)
     assert grammar is not None
-    step = Constrained(model.tokenizer, grammar, rows=1, vocabulary=model.vocabulary, end_ids=ends)
+    step = Constrained(model.tokenizer, grammar, begun=[()], vocabulary=model.vocabulary, end_ids=ends)
     rows = []
     for at in range(len(answer)):
         ids = torch.tensor([[*generation.prompt_token_ids[-1:], *answer[:at]]])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.model.calling import taught, write_calls, written_calls
+from hallucination_guard.model.calling import begun_at_end, prose_of, taught, write_calls, written_calls
 from hallucination_guard.values import (
     Anchor,
     FinishReason,
@@ -31,7 +32,7 @@ from hallucination_guard.values import (
 if TYPE_CHECKING:
     from hallucination_guard.audit.record import AuditRecord
 
-__all__ = ["MemorySink", "ScriptedModel", "ScriptedScorer", "tiny_model", "tiny_tokenizer"]
+__all__ = ["MemorySink", "ScriptedLive", "ScriptedModel", "ScriptedScorer", "tiny_model", "tiny_tokenizer"]
 
 Answers: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 Line: TypeAlias = float | str | BaseException | Score
@@ -228,6 +229,21 @@ class ScriptedModel:
         ]
         return made if is_batch(messages) else made[0]
 
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        begin: Sequence[int] = (),
+        gone: Callable[[], bool] = lambda: False,
+        question: str | None = None,
+        **drawing: Any,
+    ) -> ScriptedLive:
+        """The next answer, after ``begin``, token by token."""
+        drawn = GenerationSettings.of({**_DRAWN, **drawing})
+        prompt = self.prompt(messages, **drawn.offered)
+        ids = (*begin, *_bytes(self._next(messages, dict(drawing))))
+        return ScriptedLive(self, prompt, ids, len(begin), replace(drawn, question=question), gone)
+
     def read(
         self,
         messages: Messages,
@@ -276,8 +292,79 @@ class ScriptedModel:
             settings=settings,
             model=self.identity,
             anchor=Anchor(index=-1, token=prompt.text[-1], rule="last_user_token"),
-            written_calls=written_calls("hermes", text, prompt.tools, prompt_token_ids=prompt.token_ids),
+            written_calls=()
+            if ending == "open"
+            else written_calls("hermes", text, prompt.tools, prompt_token_ids=prompt.token_ids),
         )
+
+
+class ScriptedLive:
+    """A scripted answer while it is drawn: a token more each time that its reader waits for one.
+
+    Args:
+        model: whose it is.
+        prompt: what it answers.
+        ids: its tokens in the end.
+        begin: how many of them are there from the beginning.
+        settings: how it is drawn.
+        gone: whether the reader is gone.
+    """
+
+    def __init__(
+        self,
+        model: ScriptedModel,
+        prompt: Prompt,
+        ids: tuple[int, ...],
+        begin: int,
+        settings: GenerationSettings,
+        gone: Callable[[], bool],
+    ) -> None:
+        self._model, self._prompt, self._ids, self._settings = model, prompt, ids, settings
+        self._gone, self.drawn = gone, begin
+        self.left = False
+
+    @property
+    def ended(self) -> FinishReason | None:
+        """How it ended; None while it is drawn."""
+        return self._model._ending if self.drawn >= len(self._ids) else None
+
+    def wait(self, tokens: int) -> None:
+        """Draw."""
+        if not self._gone():
+            self.drawn = min(len(self._ids), max(self.drawn, tokens + 1))
+
+    def texts(self) -> tuple[str, ...]:
+        """What each token so far adds to the text."""
+        found, whole = [], ""
+        for stop in range(1, self.drawn + 1):
+            text = bytes(self._ids[:stop]).decode("utf-8", "ignore")
+            found.append(text[len(whole) :])
+            whole = text
+        return tuple(found)
+
+    def prose(self) -> int:
+        """How many characters are surely in no call and in no stop text."""
+        text = "".join(self.texts())
+        if self.ended is not None:
+            return len(text)
+        sure = len(text) - begun_at_end(text, self._settings.stop or ())
+        return min(sure, prose_of("hermes", text)) if self._settings.tools else sure
+
+    def beginning(self, tokens: int) -> Generation:
+        """Its first tokens as an answer."""
+        answer = self._ids[: min(tokens, self.drawn)]
+        ending = self.ended if len(answer) == len(self._ids) else None
+        text = bytes(answer).decode("utf-8", "replace")
+        return self._model._generation(self._prompt, text, ending or "open", self._settings)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Nothing is drawn anyway."""
+        yield
+
+    def leave(self) -> None:
+        """The reader is gone."""
+        self.left = True
 
 
 class ScriptedScorer:

@@ -21,7 +21,7 @@ from hallucination_guard.audit.chain import StrPath, canonical
 from hallucination_guard.audit.query import find, records
 from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.audit.request import Request, requests
-from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.calibration.labelled import Beginning, Labelled
 from hallucination_guard.errors import AuditError, InputError
 from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity, from_json
 
@@ -239,7 +239,7 @@ def labelled_answers(log: StrPath, judge: str | None = None, *, leave_out_partia
             if not leave_out_partial:
                 raise _partial(request, without)
             continue
-        rows += [(policy, _labelled(each, labels[each.id], name)) for each in drafts]
+        rows += [(policy, _labelled(each, labels[each.id], name, request.beginnings(each))) for each in drafts]
     if not rows:
         raise InputError(f"no draft of {log} is labelled that can be used", hint="label every attempt of some requests")
     return [replace(row, policy=policy) if policy in further else row for policy, row in rows]
@@ -257,8 +257,10 @@ def _partial(request: Request, without: Sequence[str]) -> InputError:
     )
 
 
-def _labelled(record: AuditRecord, correct: bool, judge: str) -> Labelled:
+def _labelled(record: AuditRecord, correct: bool, judge: str, parts: Sequence[AuditRecord]) -> Labelled:
+    """A row of a record. A streamed answer has its beginnings only where it was let through to its end."""
     plain = record.to_json_dict()
+    streamed = record.gate == "stream" and record.decision == "accept" and record.status == "scored"
     try:
         return Labelled(
             id=record.request_id,
@@ -271,6 +273,9 @@ def _labelled(record: AuditRecord, correct: bool, judge: str) -> Labelled:
             model=ModelIdentity(**plain["model"]),
             scorer=ScorerIdentity(**plain["scorer"]),
             conditions=Conditions.from_json_dict(plain.get("conditions")),
+            beginnings=tuple(Beginning(length=each.tokens["out"], scores=dict(each.scores)) for each in parts)
+            if streamed
+            else (),
             seconds=plain["seconds"],
         )
     except (ValueError, TypeError, KeyError) as error:
@@ -280,6 +285,10 @@ def _labelled(record: AuditRecord, correct: bool, judge: str) -> Labelled:
 
 
 def _answered(record: AuditRecord) -> AuditRecord:
+    if record.part is not None:
+        raise InputError(
+            f"the record {record.id} is of a part of an answer", hint="label the record of the whole answer"
+        )
     if record.answer is None:
         raise InputError(f"the record {record.id} has no answer to label", hint="label one that has")
     return record

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from sys import float_info
-from typing import Any, Protocol, Self, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 from uuid import uuid4
 
 from hallucination_guard.errors import AuditError
@@ -61,6 +61,9 @@ class AuditRecord:
         retrieved: ids of the documents that were put into the prompt.
         prompt: list of role/content, or text; in a log that keeps no text, what stands for it.
         answer: text; None when there is none; in a log that keeps no text, what stands for it.
+        gate: ``stream`` of an attempt that was judged sentence by sentence; None of one that was judged as a whole.
+        part: of a stream: ``start`` and ``stop``, the tokens of the answer that this record lets go, and ``answer`` is
+            their text; its other numbers are of the answer up to there. None of a record of a whole attempt.
         versions: of the libraries that took part, by name.
         seq: position in the chain, from 0. This and the next two are the log's to fill in.
         prev: hash of the record before.
@@ -99,6 +102,8 @@ class AuditRecord:
     retrieved: tuple[str, ...] = ()
     prompt: JSON
     answer: str | Mapping[str, JSON] | None = None
+    gate: Literal["stream"] | None = None
+    part: Mapping[str, int] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     seq: int | None = None
     prev: str | None = None
@@ -123,6 +128,10 @@ class AuditRecord:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {_shown(value)}, not a whole number from {least} up")
+        if self.gate not in (None, "stream"):
+            raise ValueError(f"gate is {_shown(self.gate)}, not 'stream'")
+        if self.part is not None and not _is_part(self.part):
+            raise ValueError(f"part is {_shown(self.part)}, not a start and a stop")
         if self.judged > self.attempt:
             raise ValueError(f"judged is {self.judged}, a later attempt than the record's own, {self.attempt}")
         for name in _NAMES:
@@ -170,9 +179,16 @@ class Sink(Protocol):
         ...
 
 
-_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered"})
+_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "gate", "part"})
 _LATER = frozenset({"prefix", *_IF_SAID})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
+
+
+def _is_part(value: object) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {"start", "stop"}:
+        return False
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in value.values())
+    return whole and 0 <= value["start"] <= value["stop"]
 
 
 def _is_number(value: object) -> bool:

@@ -104,7 +104,7 @@ def replay_each(
     shared, known = Verdicts(calibration), labels or {}
     runs = [_Run(policy, shared) for policy in policies]
     for request in requests(records):
-        read = [shared(record) for record in request.attempts]
+        read = [_read(shared, request, record) for record in request.attempts]
         for run in runs:
             run.add(request, read, known)
     return [run.replayed() for run in runs]
@@ -135,11 +135,11 @@ class _Run:
         self._flips: list[Flip] = []
         self._unknown: Counter[str] = Counter()
 
-    def add(self, request: Request, verdicts: Sequence[Verdict], labels: Mapping[str, bool]) -> None:
+    def add(self, request: Request, read: Sequence[Sequence[Verdict]], labels: Mapping[str, bool]) -> None:
         moves: Counter[str] = Counter()
         if self._needs_risk:
-            verdicts = [self._verdicts(record) for record in request.attempts]
-        end = self._end_of(request.attempts, verdicts, moves)
+            read = [_read(self._verdicts, request, record) for record in request.attempts]
+        end = self._end_of(request.attempts, read, moves)
         was, last = request.decided, request.last
         _count(self._now, request, end.action, end.judged, moves, labels)
         made = Counter(record.decision for record in request.attempts[:-1])
@@ -157,8 +157,9 @@ class _Run:
             )
             self._flips.append(flip)
 
-    def _end_of(self, attempts: Sequence[AuditRecord], verdicts: Sequence[Verdict], moves: Counter[str]) -> _End:
+    def _end_of(self, attempts: Sequence[AuditRecord], read: Sequence[Sequence[Verdict]], moves: Counter[str]) -> _End:
         """The guard's loop, with the log in place of the model."""
+        verdicts = [each[-1] for each in read]
         judged = 0
         redraw: Redraw | None = None
         rules: list[str] = []
@@ -173,7 +174,8 @@ class _Run:
             if self._needs_risk and self._as_recorded:
                 return _End(None, why="the policy speaks of max_risk and no calibration was given")
             seconds += sum(record.seconds.values())
-            if redraw is None or redraw.keep == "last":  # also after a retrieval: another prompt, judged afresh
+            # After a retrieval it is another prompt, judged afresh; a stream goes on after what it let go.
+            if redraw is None or redraw.keep == "last" or record.gate == "stream":
                 judged = at
             else:
                 old, new = (self._verdicts.doubt(verdicts[each]) for each in (judged, at))
@@ -183,9 +185,12 @@ class _Run:
                 if new < old or (new == old and self._as_recorded and record.judged == at + 1):
                     judged = at
             situation = Situation(attempt=record.attempt, rules=tuple(rules), seconds=seconds)
-            decision = self._policy(verdicts[judged], situation)
-            if not isinstance(decision, Decision):
-                raise PolicyError(f"the policy decided {decision!r}", hint="a policy gives a Decision, also to accept")
+            asked = read[at] if record.gate == "stream" else [verdicts[judged]]
+            decision, beginnings = self._first_objection(asked, situation)
+            if record.gate == "stream" and decision.action == "accept" and record.decision != "accept":
+                return _End(None, why="the stream ended before the answer that would be let through")
+            if beginnings < len(asked) and decision.action in ("retry", "retrieve"):
+                return _End(None, why=f"the log has no attempt after the {decision.action} that is wanted")
             rules.append(decision.rule)
             match decision.action:
                 case "accept" | "abstain":
@@ -202,6 +207,16 @@ class _Run:
                 case _:
                     assert_never(decision.action)
         raise AssertionError("every decision ends the call or has a next attempt")
+
+    def _first_objection(self, asked: Sequence[Verdict], situation: Situation) -> tuple[Decision, int]:
+        """The policy's decision on the first of them that it does not let through, or on the last; and which it is."""
+        for number, verdict in enumerate(asked, start=1):
+            decision = self._policy(verdict, situation)
+            if not isinstance(decision, Decision):
+                raise PolicyError(f"the policy decided {decision!r}", hint="a policy gives a Decision, also to accept")
+            if decision.action != "accept" or number == len(asked):
+                return decision, number
+        raise AssertionError("an attempt has a record")
 
     def _ended_then(self, record: AuditRecord, decision: Decision) -> bool:
         """Whether the attempt that the policy wants could not be had when the log was written."""
@@ -220,6 +235,16 @@ class _Run:
             flips=tuple(self._flips),
             unknown_because=FrozenDict(self._unknown),
         )
+
+
+def _read(verdicts: Verdicts, request: Request, record: AuditRecord) -> list[Verdict]:
+    """The verdicts on an attempt: one, or of a stream one for each beginning."""
+    found: list[Verdict] = []
+    doubt = 0.0
+    for each in request.beginnings(record) if record.gate == "stream" else (record,):
+        found.append(verdicts(each, at_least=doubt))
+        doubt = max(doubt, verdicts.value(found[-1]))
+    return found
 
 
 _COUNTED = {"accept": "accepted", "abstain": "abstained", "escalate": "escalated", None: "unknown"}

@@ -22,11 +22,17 @@ class Request:
         id: ``request_id`` of its records.
         attempts: its drafts' records, from attempt 1 on without a gap; empty if the log does not have the first.
         last: the record of the last draft that the log has.
+        parts: of streams, the records of what was let go before a draft's own, in order.
     """
 
     id: str
     attempts: tuple[AuditRecord, ...]
     last: AuditRecord
+    parts: tuple[AuditRecord, ...] = ()
+
+    def beginnings(self, record: AuditRecord) -> tuple[AuditRecord, ...]:
+        """The records of a draft's beginnings, shortest first, its own last; of what was judged as a whole its own."""
+        return (*(each for each in self.parts if each.attempt == record.attempt), record)
 
     @property
     def decided(self) -> Final | None:
@@ -42,11 +48,16 @@ def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
     The record of an escalation's answer is no draft of the model and is left out, and so is a human's approval.
     """
     open_calls: dict[str, list[AuditRecord]] = {}
+    parts: dict[str, list[AuditRecord]] = {}
     escalated: set[str] = set()  # an escalation's answer has a record of its own, after the one that ends the call
     for record in records:
         name = record.request_id
         if record.rule == "require_approval_below":
             continue  # what a human says of a call that the policy accepted is not the policy's
+        if record.part is not None:
+            if record.rule != "provisional":  # which only says that text was shown
+                parts.setdefault(name, []).append(record)
+            continue  # the attempt has a record of its own when it ends
         if name in escalated and record.decision == "escalate":
             escalated.discard(name)
             continue
@@ -54,11 +65,11 @@ def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
         if record.decision not in ("retry", "retrieve"):
             if record.decision == "escalate":
                 escalated.add(name)
-            yield _request(name, open_calls.pop(name))
+            yield _request(name, open_calls.pop(name), parts.pop(name, ()))
     for name, found in open_calls.items():
-        yield _request(name, found)
+        yield _request(name, found, parts.pop(name, ()))
 
 
-def _request(name: str, found: Sequence[AuditRecord]) -> Request:
+def _request(name: str, found: Sequence[AuditRecord], parts: Sequence[AuditRecord]) -> Request:
     gap = next((at for at, record in enumerate(found) if record.attempt != at + 1), len(found))
-    return Request(id=name, attempts=tuple(found[:gap]), last=found[-1])
+    return Request(id=name, attempts=tuple(found[:gap]), last=found[-1], parts=tuple(parts))

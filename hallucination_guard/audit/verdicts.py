@@ -34,8 +34,12 @@ class Verdicts:
         self._certificates: tuple[Certificate, ...] = tuple(covered)
         self._identities: list[tuple[JSON, JSON, ScorerIdentity]] = []
 
-    def __call__(self, record: AuditRecord) -> Verdict:
+    def __call__(self, record: AuditRecord, *, at_least: float = 0.0) -> Verdict:
         """The verdict that the record was decided on, or would have been.
+
+        Args:
+            record: of an attempt, or of a beginning of a streamed one.
+            at_least: of a stream, the greatest value that the calibration read of a shorter beginning.
 
         Raises:
             CalibrationMismatch: the calibration was fitted on another model or scorer than the record's.
@@ -55,11 +59,25 @@ class Verdicts:
                 )
         except (ValueError, TypeError) as error:
             raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
+        if self.calibration.gate != (record.gate or "answer"):
+            raise CalibrationMismatch(
+                f"record {record.id} is of the gate {record.gate or 'answer'!r}, and the calibration of "
+                f"{self.calibration.gate!r}",
+                hint="replay it with one that was fitted for this gate",
+            )
         # As the guard does: what was certified of single drafts says nothing about a second one. Whether scores had
         # drifted by then, only a decision by this rule says.
         holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
         suspended = record.reason if record.rule == "suspended" else ""
-        return self.calibration.verdict(score, conditions=drawn, certificates=holding, suspended=suspended)
+        return self.calibration.verdict(
+            score, conditions=drawn, certificates=holding, suspended=suspended, at_least=at_least
+        )
+
+    def value(self, verdict: Verdict) -> float:
+        """What the calibration reads of it; 0 without a calibration or a score."""
+        if self.calibration is None or verdict.score.status != "scored":
+            return 0.0
+        return self.calibration.value(verdict.score)
 
     def doubt(self, verdict: Verdict) -> tuple[int, float] | None:
         """How the guard orders drafts, the most certain first; None if the log does not say what it ordered by."""

@@ -7,22 +7,24 @@ policy than it was fitted on. A :class:`Certificate` bounds the risk of what a t
 
 from __future__ import annotations
 
-from hallucination_guard.calibration.calibration import FUSED, Calibration
+from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import Certificate, Infeasible
 from hallucination_guard.calibration.drift import DriftMonitor
 from hallucination_guard.calibration.fit import calibrate, fit_calibration
 from hallucination_guard.calibration.fusion import Fusion, fit_fusion
-from hallucination_guard.calibration.labelled import Labelled, read_labelled, write_labelled
+from hallucination_guard.calibration.labelled import Beginning, Labelled, read_labelled, write_labelled
 from hallucination_guard.calibration.report import Bin, FitReport
 
 __all__ = [
     "FUSED",
+    "Beginning",
     "Bin",
     "Calibration",
     "Certificate",
     "DriftMonitor",
     "FitReport",
     "Fusion",
+    "Gate",
     "Infeasible",
     "Labelled",
     "calibrate",

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -39,7 +39,7 @@ from hallucination_guard.values import (
     Verdict,
 )
 
-__all__ = ["FUSED", "Calibration"]
+__all__ = ["FUSED", "Calibration", "Gate"]
 
 FUSED = "fused"
 """The name of the score that a :class:`~hallucination_guard.calibration.fusion.Fusion` makes."""
@@ -48,6 +48,9 @@ _COVERED = {
     *("score", "fusion", "fingerprint", "structure", "dtype", "template"),
     *("scorer", "scorer_version", "scorer_settings", "conditions"),
 }
+
+
+Gate: TypeAlias = Literal["answer", "stream"]
 
 
 class Calibration(BaseModel):
@@ -68,6 +71,8 @@ class Calibration(BaseModel):
         correct: how many of them were right.
         data: hash of scores and labels.
         date: ISO, UTC; None where it was not said.
+        gate: ``answer``: it reads whole answers; ``stream``: the greatest value over all beginnings of an answer that
+            end with a sentence, by which a stream is let through.
         report: how good the confidences are on questions that they were not fitted on.
         certificates: for max_risk, smallest α first; their thresholds rise with α.
         infeasible: the α that were asked for and cannot be certified.
@@ -96,6 +101,7 @@ class Calibration(BaseModel):
     correct: int = Field(ge=1)
     data: str
     date: str | None = None
+    gate: Gate = "answer"
     report: FitReport | None = None
     certificates: tuple[Certificate, ...] = ()
     infeasible: tuple[Infeasible, ...] = ()
@@ -141,7 +147,8 @@ class Calibration(BaseModel):
     @property
     def covered(self) -> str:
         """Hash of what certificates cover besides the policy: model, scorer, the score that is read, conditions."""
-        plain = self.model_dump(mode="json", include=_COVERED)
+        covered = _COVERED | ({"gate"} if self.gate != "answer" else set())
+        plain = self.model_dump(mode="json", include=covered)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, score: Score) -> float:
@@ -184,6 +191,7 @@ class Calibration(BaseModel):
         conditions: Conditions | None,
         certificates: Iterable[Certificate] = (),
         suspended: str = "",
+        at_least: float = 0.0,
     ) -> Verdict:
         """What a score means.
 
@@ -192,6 +200,7 @@ class Calibration(BaseModel):
             conditions: how that answer was drawn and how it ended; None where nobody knows: no certificate covers it.
             certificates: those that hold here, see :meth:`covering`.
             suspended: why they do not hold at the moment; empty while they do.
+            at_least: what is read is at least this: of a stream, the greatest value of any beginning so far.
 
         Raises:
             CalibrationError: if the answer has not the score that this was fitted on.
@@ -204,7 +213,7 @@ class Calibration(BaseModel):
         bare = Verdict(score=score, suspended=suspended, finish_reason=ending, uncovered=cut or uncovered)
         if score.status != "scored":
             return bare
-        value = self.value(score)  # also of a cut answer: a score that cannot be read is said first
+        value = max(self.value(score), at_least)  # also of a cut answer: a score that cannot be read is said first
         if cut:
             return bare
         sure = replace(bare, confidence=self._confidence(value))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from hallucination_guard.calibration.calibration import FUSED, Calibration
+from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import (
     FIT_SHARE,
     FIT_SHARE_FUSED,
@@ -21,7 +21,7 @@ from hallucination_guard.calibration.certificate import (
     split,
 )
 from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion, fold_of
-from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.calibration.labelled import Beginning, Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map
 from hallucination_guard.calibration.report import FitReport, report_of
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
@@ -95,6 +95,7 @@ def calibrate(
     alphas: Iterable[float] = (),
     delta: float = 0.1,
     policy: Policy | None = None,
+    gate: Gate = "answer",
     share: float | None = None,
     seed: int = 0,
     date: str | None = None,
@@ -115,6 +116,8 @@ def calibrate(
         alphas: error rates to certify; none, no certificates.
         delta: the probability with which a certificate may fail.
         policy: that drew these attempts; None for single drafts, or where the rows name it.
+        gate: ``answer``, or ``stream``: what is read of an answer is then the greatest value over all its beginnings,
+            by which a stream is let through; of single drafts only.
         share: of the questions in the fit part; by default .2, for the fused score .4.
         seed: of the split.
         date: ISO; today by default.
@@ -125,6 +128,8 @@ def calibrate(
         MissingExtra: if scikit-learn is not installed.
     """
     covered = _one_origin(answers, policy)
+    if gate == "stream":
+        _refuse_whole_only(answers, covered)
     alphas = tuple(alphas)
     if alphas and (unnamed := getattr(policy, "unnamed", "")):
         raise CalibrationError(f"{unnamed}, so nothing can be certified of it", hint="give the rule a corpus")
@@ -138,14 +143,23 @@ def calibrate(
     fit_ids, test_ids = split(sequences, share=share, seed=seed)
     scored = [each for each in answers if each.status == "scored"]
     _refuse_too_few([each.correct for each in scored])
-    fusion, mapped, values = _values(scored, name, fit_ids if alphas else frozenset())
+    fusion, mapped, values = _values(scored, name, fit_ids if alphas else frozenset(), gate)
     labels = [each.correct for each in mapped]
     _refuse_too_few(labels)
     parameters = fit_map(values, labels, kind=map, name=name)
     ids = [each.id for each in mapped]
     plain = [[each.id, each.attempt, each.correct, sorted(each.scores.items())] for each in answers]
+    if gate == "stream":
+        plain = [
+            [*row, [[part.length, sorted(part.scores.items())] for part in each.beginnings]]
+            for row, each in zip(plain, answers, strict=True)
+        ]
     data = _hash(sorted(plain))
-    first = sorted(value for value, each in zip(values, mapped, strict=True) if each.attempt == 1)
+    first = sorted(
+        _watched(each, value, name, fusion, gate)
+        for value, each in zip(values, mapped, strict=True)
+        if each.attempt == 1
+    )
     calibration = Calibration(
         score=name,
         map=map,
@@ -157,13 +171,14 @@ def calibrate(
         correct=sum(labels),
         data=data,
         date=date,
+        gate=gate,
         report=_report(values, labels, ids, kind=map, name=name),
         reference=_thinned(first),
     )
     if not alphas:
         return calibration
     _refuse_cut_short(sequences, several=covered is not None)
-    parts = [_drafts(sequences, part, name, fusion) for part in (fit_ids, test_ids)]
+    parts = [_drafts(sequences, part, name, fusion, gate) for part in (fit_ids, test_ids)]
     found = certify(
         *parts,
         alphas=alphas,
@@ -240,14 +255,14 @@ def _sequences(answers: Sequence[Labelled]) -> Mapping[str, list[Labelled]]:
 
 
 def _drafts(
-    sequences: Mapping[str, Sequence[Labelled]], part: frozenset[str], name: str, fusion: Fusion | None
+    sequences: Mapping[str, Sequence[Labelled]], part: frozenset[str], name: str, fusion: Fusion | None, gate: Gate
 ) -> Drafts:
     """The attempts of one part of the questions: of each its score, if it has one, and its label."""
 
     def read(each: Labelled) -> tuple[float | None, bool]:
         if each.status != "scored":
             return None, each.correct
-        return (fusion.score(each.scores, each.length) if fusion else each.scores[name]), each.correct
+        return _value(each, name, fusion, gate), each.correct
 
     return Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
 
@@ -270,7 +285,7 @@ def _refuse_cut_short(sequences: Mapping[str, Sequence[Labelled]], *, several: b
 
 
 def _values(
-    scored: Sequence[Labelled], name: str, fit_ids: frozenset[str]
+    scored: Sequence[Labelled], name: str, fit_ids: frozenset[str], gate: Gate
 ) -> tuple[Fusion | None, Sequence[Labelled], list[float]]:
     """The weights if there are any, the answers that the map may be fitted on, and their scores."""
     if name != FUSED:
@@ -279,12 +294,42 @@ def _values(
                 f"{name!r} cannot be calibrated on",
                 hint=f"give 'fused', or a score that rises with doubt, of {', '.join(sorted(scored[0].scores))}",
             )
-        return None, scored, [each.scores[name] for each in scored]
+        return None, scored, [_value(each, name, None, gate) for each in scored]
     if not fit_ids:  # nothing has to be kept apart: the map is fitted on scores whose weights never saw the answer
-        return fit_fusion(scored), scored, cross_fitted(scored, _FOLDS)
+        values = cross_fitted(scored, _FOLDS, read=lambda each, fusion: _value(each, name, fusion, gate))
+        return fit_fusion(scored), scored, values
     fusion = fit_fusion([each for each in scored if each.id in fit_ids])
     rest = [each for each in scored if each.id not in fit_ids]
-    return fusion, rest, [fusion.score(each.scores, each.length) for each in rest]
+    return fusion, rest, [_value(each, name, fusion, gate) for each in rest]
+
+
+def _value(each: Labelled, name: str, fusion: Fusion | None, gate: Gate) -> float:
+    """What the calibration reads of an answer."""
+    parts = each.beginnings if gate == "stream" else (each,)
+    return max(_read(part, name, fusion) for part in parts)
+
+
+def _read(part: Labelled | Beginning, name: str, fusion: Fusion | None) -> float:
+    return fusion.score(part.scores, part.length) if fusion else part.scores[name]
+
+
+def _watched(each: Labelled, value: float, name: str, fusion: Fusion | None, gate: Gate) -> float:
+    """By what drift is noticed: of a stream by its first sentence, since where it ends depends on the threshold."""
+    return _read(each.beginnings[0], name, fusion) if gate == "stream" else value
+
+
+def _refuse_whole_only(answers: Sequence[Labelled], covered: str | None) -> None:
+    if covered is not None or any(each.attempt > 1 for each in answers):
+        raise CalibrationError(
+            "a stream is calibrated on single drafts, and these are of a policy that makes further attempts",
+            hint="label the answers of a policy that only abstains",
+        )
+    for each in answers:
+        if each.status == "scored" and not each.beginnings:
+            raise CalibrationError(
+                f"of the answer {each.id!r} only the whole was measured",
+                hint="measure every beginning: evaluate --beginnings, or a log of guarded streams",
+            )
 
 
 def _refuse_too_few(labels: Sequence[bool]) -> None:

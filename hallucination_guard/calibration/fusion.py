@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -119,13 +119,20 @@ def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
     return _fitted(matrix(scored), wrong, signals_of(scored))
 
 
-def cross_fitted(answers: Sequence[Labelled], folds: int = 5, *, seed: int = 0) -> list[float]:
+def cross_fitted(
+    answers: Sequence[Labelled],
+    folds: int = 5,
+    *,
+    seed: int = 0,
+    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(each.scores, each.length),
+) -> list[float]:
     """Fused scores of labelled answers, each from weights that never saw its question; for reporting.
 
     Args:
         answers: all scored; several attempts at a question fall into the same fold.
         folds: how many parts, 2 or more.
         seed: of the parts.
+        read: the fused score of an answer; that of the whole answer by default.
 
     Raises:
         CalibrationError: as :func:`fit_fusion`; also on an answer without scores, or when there are too few answers
@@ -149,7 +156,7 @@ def cross_fitted(answers: Sequence[Labelled], folds: int = 5, *, seed: int = 0) 
         rest = [answers[at] for at in np.flatnonzero(parts != part).tolist()]
         fusion = fit_fusion(rest).model_copy(update={"intercept": common})
         for at in inside:
-            found[at] = fusion.score(answers[at].scores, answers[at].length)
+            found[at] = read(answers[at], fusion)
     return [found[at] for at in range(len(answers))]
 
 

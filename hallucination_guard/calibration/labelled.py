@@ -16,7 +16,28 @@ from typing import Any, Literal
 from hallucination_guard.errors import InputError
 from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, from_json
 
-__all__ = ["Labelled", "read_labelled", "write_labelled"]
+__all__ = ["Beginning", "Labelled", "read_labelled", "write_labelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What was measured of an answer up to the end of a sentence.
+
+    Args:
+        length: tokens up to there.
+        scores: by name, finite.
+    """
+
+    length: int
+    scores: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
+            raise ValueError(f"the length of a beginning is {self.length!r}, not a whole number from 1 up")
+        if not isinstance(self.scores, Mapping) or not self.scores:
+            raise ValueError(f"the scores of a beginning are {self.scores!r}")
+        _refuse_odd_scores(self.scores, "a beginning")
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +55,8 @@ class Labelled:
         model: who answered.
         scorer: what measured.
         conditions: how the answer was drawn and how it ended.
+        beginnings: the same of every beginning that ends with a sentence, shortest first, the whole answer last; empty
+            where only the whole was measured.
         policy: hash of the policy whose drafts these are; None for single greedy drafts without a policy.
         seconds: by name of what took them.
     """
@@ -48,6 +71,7 @@ class Labelled:
     model: ModelIdentity
     scorer: ScorerIdentity
     conditions: Conditions
+    beginnings: tuple[Beginning, ...] = ()
     policy: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,9 +83,10 @@ class Labelled:
             raise ValueError(f"the conditions of {self.id!r} are {self.conditions!r}, not those of one answer")
         if bool(self.scores) == bool(self.reason):
             raise ValueError(f"the answer {self.id!r} has scores {sorted(self.scores)!r} and reason {self.reason!r}")
-        for name, value in self.scores.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"score {name!r} of {self.id!r} is {value!r}, not a finite number")
+        _refuse_odd_scores(self.scores, repr(self.id))
+        lengths = [each.length for each in self.beginnings]
+        if lengths and (lengths != sorted(set(lengths)) or lengths[-1] != self.length or not self.scores):
+            raise ValueError(f"the beginnings of {self.id!r} have {lengths!r} tokens and the answer {self.length}")
         if not self.judge or self.attempt < 1 or self.length < 0:
             raise ValueError(f"{self.id!r} has judge {self.judge!r}, attempt {self.attempt!r}, length {self.length!r}")
         object.__setattr__(self, "scores", FrozenDict(self.scores))
@@ -89,6 +114,11 @@ class Labelled:
                 "settings": dict(self.scorer.settings),
             },
             "conditions": self.conditions.to_json_dict(),
+            **(
+                {"beginnings": [{"length": each.length, "scores": dict(each.scores)} for each in self.beginnings]}
+                if self.beginnings
+                else {}
+            ),
             "policy": self.policy,
             "seconds": dict(self.seconds),
         }
@@ -123,9 +153,16 @@ def _labelled(line: bytes, where: str) -> Labelled:
         model = ModelIdentity(**row.pop("model"))
         scorer = ScorerIdentity(**row.pop("scorer"))
         conditions = Conditions.from_json_dict(row.pop("conditions", None))
-        return Labelled(model=model, scorer=scorer, conditions=conditions, **row)
+        beginnings = tuple(Beginning(**each) for each in row.pop("beginnings", ()))
+        return Labelled(model=model, scorer=scorer, conditions=conditions, beginnings=beginnings, **row)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
+
+
+def _refuse_odd_scores(scores: Mapping[str, float], what: str) -> None:
+    for name, value in scores.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"score {name!r} of {what} is {value!r}, not a finite number")
 
 
 def _refuse_odd_types(answer: Labelled) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "register"]
 
 Kind: TypeAlias = Literal["platt", "isotonic"]
+Gate: TypeAlias = Literal["answer", "stream"]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +45,10 @@ def calibrate(
     map: Annotated[Kind, typer.Option("--map", help="From the score to a confidence.")] = "platt",
     alpha: Annotated[list[float] | None, typer.Option("--alpha", metavar="A…", help="Error rates to certify.")] = None,
     delta: Annotated[float, typer.Option("--delta", help="Each may fail this often.")] = 0.1,
+    gate: Annotated[
+        Gate,
+        typer.Option("--for", help="What it judges: whole answers, or streams by all beginnings of their answers."),
+    ] = "answer",
     seed: Annotated[int, typer.Option("--seed", help="Of the split of the questions.")] = 0,
     policy: Annotated[
         str | None,
@@ -71,7 +76,9 @@ def calibrate(
 
     drawn_by = _policy(policy, documents)
     answers = [each for path in data for each in _answers(path, judge)]
-    calibration = fitted_on(answers, score=score, map=map, alphas=alpha or (), delta=delta, policy=drawn_by, seed=seed)
+    calibration = fitted_on(
+        answers, score=score, map=map, alphas=alpha or (), delta=delta, policy=drawn_by, gate=gate, seed=seed
+    )
     calibration.save(output)
     unscored = sum(each.status != "scored" for each in answers)
     if as_json:
@@ -123,6 +130,7 @@ def _as_json(calibration: Calibration, answers: int, unscored: int, output: Path
         "unscorable": unscored,
         "score": calibration.score,
         "map": calibration.map,
+        "for": calibration.gate,
         "judge": calibration.judge,
         "fitted_on": calibration.examples,
         "accuracy": calibration.correct / calibration.examples,
@@ -138,7 +146,8 @@ def _print(calibration: Calibration, answers: int, unscored: int, delta: float) 
     accuracy = calibration.correct / calibration.examples
     show(f"{answers} answers, {unscored} of them unscorable; judge: {calibration.judge}")
     show(
-        f"confidence: {calibration.map} on {calibration.score}, "
+        f"confidence: {calibration.map} on {calibration.score}"
+        f"{' (the greatest over all beginnings)' if calibration.gate == 'stream' else ''}, "
         f"fitted on {calibration.examples} answers, {accuracy:.1%} of them right"
     )
     if calibration.report is None:

@@ -63,6 +63,7 @@ class _Options:
     reference: str | None
     samples: int | None
     p_true: bool
+    beginnings: bool
     sentence_model: str | None
     prompt: str | None
     shots: int
@@ -113,6 +114,10 @@ def evaluate(
         typer.Option("--samples", min=1, metavar="K", help="Also draw K answers each (5), and their scores."),
     ] = None,
     p_true: Annotated[bool, typer.Option("--p-true", help="Also ask the model whether its answer is true.")] = False,
+    beginnings: Annotated[
+        bool,
+        typer.Option("--beginnings", help="Also score the beginnings of answers, to calibrate streams."),
+    ] = False,
     sentence_model: Annotated[
         str | None,
         typer.Option(
@@ -153,6 +158,7 @@ def evaluate(
             reference=reference,
             samples=samples,
             p_true=p_true,
+            beginnings=beginnings,
             sentence_model=sentence_model,
             prompt=prompt,
             shots=shots,
@@ -281,10 +287,12 @@ def _run(options: _Options, items: Sequence[Item]) -> Run:
             "max_new_tokens": options.max_new_tokens,
             "rows": 2,  # since they hold the conditions of the answers
             "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
+            **({"beginnings": True} if options.beginnings else {}),
         },
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         progress=progress,
+        beginnings=options.beginnings,
     )
 
 

@@ -9,14 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hallucination_guard.calibration.labelled import Labelled
-from hallucination_guard.errors import GuardError
+from hallucination_guard.calibration.labelled import Beginning, Labelled
+from hallucination_guard.errors import ConfigurationError, GuardError
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.judges import Judge
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.model.white_box import WhiteBoxModel
-from hallucination_guard.values import Conditions, Generation, ModelIdentity, Score, Scorer, ScorerIdentity
+from hallucination_guard.scoring.beginnings import score_beginnings
+from hallucination_guard.scoring.scorers import nothing_to_measure
+from hallucination_guard.values import (
+    Conditions,
+    Generation,
+    ModelIdentity,
+    Score,
+    Scorer,
+    ScorerIdentity,
+    StreamingScorer,
+)
 
 __all__ = ["P_TRUE", "answer", "judge", "labelled", "p_true"]
 
@@ -43,6 +53,7 @@ def answer(
     scorer: Scorer,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    beginnings: bool = False,
     done: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Answer (or read) and score what is not in ``store`` yet.
@@ -57,13 +68,14 @@ def answer(
         scorer: gives all scores in one pass.
         max_new_tokens: of an answer.
         batch_size: questions that are answered together.
+        beginnings: whether to score every beginning that ends with a sentence, too.
         done: told how many of ``items`` are finished.
     """
     rest = [item for item in items if item.id not in store.rows]
     finished = len(items) - len(rest)
     done(finished)
     for part in batches(rest, prompting, batch_size):
-        store.add(_rows(model, part, prompting, scorer, max_new_tokens))
+        store.add(_rows(model, part, prompting, scorer, max_new_tokens, beginnings))
         finished += len(part)
         done(finished)
 
@@ -76,16 +88,24 @@ def batches(items: Iterable[Item], prompting: Prompting, size: int) -> Iterator[
 
 
 def _rows(
-    model: WhiteBoxModel, items: Sequence[Item], prompting: Prompting, scorer: Scorer, max_new_tokens: int
+    model: WhiteBoxModel,
+    items: Sequence[Item],
+    prompting: Prompting,
+    scorer: Scorer,
+    max_new_tokens: int,
+    beginnings: bool,
 ) -> list[dict[str, Any]]:
     try:
         generations = _generations(model, items, prompting, max_new_tokens)
+        if beginnings:
+            parts = [_parts(model, scorer, each) for each in generations]
+            return [_row(*each) for each in zip(items, generations, [own[-1][1] for own in parts], parts, strict=True)]
         scores = scorer.batch(model, generations)
     except GuardError as error:
         # Whatever failed must name its own row: they are tried one by one.
         if len(items) == 1:
             return [{"id": items[0].id, "query": items[0].query, "problem": str(error)}]
-        return [row for item in items for row in _rows(model, [item], prompting, scorer, max_new_tokens)]
+        return [row for item in items for row in _rows(model, [item], prompting, scorer, max_new_tokens, beginnings)]
     return [_row(*each) for each in zip(items, generations, scores, strict=True)]
 
 
@@ -111,7 +131,17 @@ def _generations(
     return [found[item.id] for item in items]
 
 
-def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:
+def _parts(model: WhiteBoxModel, scorer: Scorer, generation: Generation) -> Sequence[tuple[int, Score]]:
+    """Its beginnings and their scores, the whole last; the whole alone where one of them has no score."""
+    if not isinstance(scorer, StreamingScorer):
+        raise ConfigurationError(f"the scorer {scorer.identity.name!r} does not score beginnings")
+    if reason := nothing_to_measure(generation):
+        return [(len(generation.response_token_ids), Score.unscorable(reason, scorer=scorer.identity))]
+    return score_beginnings(model, scorer, generation)
+
+
+def _row(item: Item, generation: Generation, score: Score, parts: Sequence[tuple[int, Score]] = ()) -> dict[str, Any]:
+    beginnings = [{"length": length, "scores": dict(each.scores)} for length, each in parts if each.scores]
     return {
         "id": item.id,
         "query": item.query,
@@ -121,8 +151,9 @@ def _row(item: Item, generation: Generation, score: Score) -> dict[str, Any]:
         "status": score.status,
         "reason": score.reason,
         "scores": dict(score.scores),
-        "seconds": {"generate": generation.seconds, "score": score.seconds},
+        "seconds": {"generate": generation.seconds, "score": score.seconds + sum(own.seconds for _, own in parts[:-1])},
         "problem": "",
+        **({"beginnings": beginnings} if beginnings else {}),
     }
 
 
@@ -172,6 +203,7 @@ def labelled(
                     model=model,
                     scorer=scorer,
                     conditions=Conditions.from_json_dict(row["conditions"]),
+                    beginnings=tuple(Beginning(**each) for each in row.get("beginnings", ())),
                     seconds=row["seconds"],
                 )
             )
@@ -203,8 +235,6 @@ def p_true(model: WhiteBoxModel, query: str, response: str) -> float:
 
 def _first_tokens(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """The tokens that a reply of each letter may begin with, with and without a space before it."""
-    from hallucination_guard.errors import ConfigurationError
-
     pairs = []
     for before in ("", " "):
         first = [tokenizer(before + letter, add_special_tokens=False)["input_ids"][0] for letter in _LETTERS]

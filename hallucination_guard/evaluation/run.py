@@ -40,6 +40,7 @@ class Run:
         max_new_tokens: of an answer.
         batch_size: rows at once, at most.
         progress: shows how far it is.
+        beginnings: whether to score every beginning that ends with a sentence, too.
         extra: further scores, by name and question.
         seconds: of an answer, for scores that have a price of their own.
         costs: seconds of each part of the work, in all.
@@ -55,6 +56,7 @@ class Run:
     max_new_tokens: int
     batch_size: int
     progress: Progress
+    beginnings: bool = False
     extra: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Run:
                 scorer=self.scorer,
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
+                beginnings=self.beginnings,
                 done=done,
             )
         for part in ("generate", "score"):

@@ -1,12 +1,17 @@
-"""Guard: the door of a guarded call. It checks what was put together, and lets the loop run.
+"""Guard: the door of a guarded call. It checks what was put together, and lets the loop run, or the stream gate.
 
-The loop is synchronous and works on a batch; one call is a batch of one, and the async methods run it in a thread.
+The loop is synchronous and works on a batch; one call is a batch of one, and the async methods run it in a thread. A
+guard whose calibration is of streams lets its calls through the stream gate as well.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextvars
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
@@ -16,8 +21,10 @@ from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.guard.recording import Recorder, Review, policy_identity
+from hallucination_guard.guard.stream import Streaming
 from hallucination_guard.values import (
     Call,
+    Event,
     Generation,
     GenerationOptions,
     GenerationSettings,
@@ -26,6 +33,7 @@ from hallucination_guard.values import (
     Outcome,
     Policy,
     Scorer,
+    StreamingModel,
     as_messages,
 )
 
@@ -196,6 +204,133 @@ class Guard:
         """:meth:`batch` in a thread."""
         return await asyncio.to_thread(self.batch, prompts, call=call, thread_id=thread_id, **generation)
 
+    # ---------------------------------------------------------------------------------------------- streams
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer can leave sentence by sentence: the model streams, and the thresholds are of streams."""
+        asks = getattr(self.policy, "needs_confidence", False) or getattr(self.policy, "needs_risk", None) is not None
+        whole = self.calibration is not None and self.calibration.gate == "answer"
+        return isinstance(self.model, StreamingModel) and not (asks and whole)
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        provisional: bool = False,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Iterator[Event]:
+        """Answer one prompt sentence by sentence: each leaves when the answer up to its end was let through.
+
+        What asks at the same time, in other threads, is decoded together. Closing the iterator ends generating within
+        a token, and leaves a record.
+
+        Args:
+            messages: as for :meth:`__call__`.
+            provisional: show text as it is drawn, as :class:`~hallucination_guard.values.Provisional` events; the
+                policy has to allow it.
+            call: as for :meth:`__call__`.
+            thread_id: as for :meth:`__call__`.
+            **generation: as for :meth:`__call__`.
+
+        Returns:
+            :class:`~hallucination_guard.values.Released` events, and the :class:`~hallucination_guard.values.Outcome`,
+            which is the last.
+
+        Raises:
+            ConfigurationError: if the model cannot stream, the calibration is of whole answers, or the policy does not
+                allow what ``provisional`` asks for.
+            InputError: if the prompt cannot be used.
+            AuditError: from the iterator, if the log cannot be written; then nothing more is let through.
+        """
+        return self._events(messages, call, thread_id, generation, provisional=provisional, gone=lambda: False)
+
+    def astream(
+        self,
+        messages: Messages,
+        *,
+        provisional: bool = False,
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> AsyncGenerator[Event, None]:
+        """:meth:`stream`, in a thread of its own for each. A cancelled task ends generating within a token."""
+        left = threading.Event()
+        events = self._events(messages, call, thread_id, generation, provisional=provisional, gone=left.is_set)
+        return _in_a_thread(events, left)
+
+    def _events(
+        self,
+        messages: Messages,
+        call: Call | None,
+        thread_id: str | None,
+        generation: Mapping[str, object],
+        *,
+        provisional: bool,
+        gone: Callable[[], bool],
+    ) -> Iterator[Event]:
+        if provisional and not getattr(self.policy, "provisional", False):
+            raise ConfigurationError(
+                "the policy does not let text be shown before it is decided on",
+                hint="say so: ShowProvisional(policy), or provisional: true in its document",
+            )
+        settings = GenerationSettings.of(generation).over(self.generation)
+        [progress] = self._progress([messages], _facts(call, thread_id), settings)
+        return self._streamed(self._streaming(gone, provisional=provisional), progress)
+
+    def _streaming(self, gone: Callable[[], bool], *, provisional: bool = False) -> Streaming:
+        if not isinstance(self.model, StreamingModel):
+            raise ConfigurationError(f"{type(self.model).__name__!r} does not stream", hint="call the guard instead")
+        if not self.streams:
+            raise ConfigurationError(
+                "the calibration is of whole answers, and a stream asks about their beginnings",
+                hint="fit one for streams: calibrate --for stream; or give the policy score and limit",
+            )
+        loop = self._loop()
+        if self.calibration is not None and self.calibration.gate == "answer":  # the policy asks nothing of it
+            loop = replace(loop, judging=replace(loop.judging, calibration=None, certificates=(), drift=None))
+        return Streaming(loop=loop, model=self.model, gone=gone, provisional=provisional)
+
+    def _streamed(self, streaming: Streaming, progress: Progress) -> Iterator[Event]:
+        failure: BaseException | None = None
+        try:
+            yield from streaming(progress)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            if self.debug:
+                raise
+            failure = error
+        if failure is not None:
+            del streaming, progress  # this frame is in the traceback as well
+            raise without_frames(failure)
+
+    def _drained(self, all_progress: Sequence[Progress]) -> None:
+        """Calls through the stream gate: their thresholds are of streams. Those of a batch are decoded together."""
+        streaming = self._streaming(lambda: False)
+
+        def drain(progress: Progress) -> None:
+            for _ in streaming(progress):
+                pass
+
+        with ThreadPoolExecutor(self.batch_size, thread_name_prefix="hallucination-guard") as threads:
+            calls = [threads.submit(contextvars.copy_context().run, drain, each) for each in all_progress]
+        for each in calls:
+            each.result()
+
+    def _progress(self, prompts: Sequence[Messages], facts: Call, settings: GenerationSettings) -> list[Progress]:
+        """Where each prompt begins. One that cannot be used is refused before anything is generated."""
+        begun = []
+        for prompt in prompts:
+            messages = as_messages(prompt)
+            self.model.prompt(messages, **settings.offered)
+            begun.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
+        return begun
+
+    # ------------------------------------------------------------------------------------------------ calls
+
     def _run(
         self,
         prompts: Sequence[Messages],
@@ -208,17 +343,18 @@ class Guard:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
         loop = self._loop()
-        all_progress = []
-        for prompt in prompts:
-            messages = as_messages(prompt)
-            # A prompt that cannot be used is refused before anything is generated.
-            loop.model.prompt(messages, **settings.offered)
-            all_progress.append(Progress(asked=messages, messages=messages, settings=settings, call=facts))
+        streamed = self.calibration is not None and self.calibration.gate == "stream"
+        if streamed and answers:
+            raise ConfigurationError(
+                "the calibration is of streams, and an answer that something else wrote is judged as a whole",
+                hint="give the guard a calibration of whole answers to review with",
+            )
+        all_progress = self._progress(prompts, facts, settings)
         for progress, answer in zip(all_progress, answers, strict=False):
             progress.given, progress.unscorable = self._given(progress, *answer)
         failure: BaseException | None = None
         try:
-            loop.run(all_progress)
+            self._drained(all_progress) if streamed else loop.run(all_progress)
         except BaseException as error:
             if self.debug:
                 raise
@@ -293,6 +429,49 @@ class Guard:
             self.drift = DriftMonitor(self.calibration.reference)
         self._watched = self.calibration
         return certificates
+
+
+async def _in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncGenerator[Event, None]:
+    """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Event | _Over] = asyncio.Queue()
+
+    def tell(event: Event | _Over) -> None:
+        try:
+            loop.call_soon_threadsafe(queue.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody reads
+            left.set()
+
+    def run() -> None:
+        failed: BaseException | None = None
+        try:
+            for event in events:
+                tell(event)
+        except BaseException as error:  # the reader's task raises it
+            failed = error
+        tell(_Over(failed))
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), daemon=True, name="hallucination-guard-reader").start()
+    over = False
+    try:
+        while True:
+            event = await queue.get()
+            if isinstance(event, _Over):
+                over = True
+                if event.error is not None:
+                    raise event.error
+                return
+            yield event
+    finally:
+        left.set()
+        while not over:  # until the record of what was interrupted is written
+            over = isinstance(await queue.get(), _Over)
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    error: BaseException | None
 
 
 def _facts(call: Call | None, thread_id: str | None) -> Call:

@@ -26,16 +26,42 @@ class Judging:
     drift: DriftMonitor | None
     primary: str
 
-    def verdict(self, score: Score, *, conditions: Conditions, attempt: int) -> Verdict:
-        """What the score means. Drift is noticed by first drafts, as the calibration's reference is made of them."""
+    def verdict(
+        self,
+        score: Score,
+        *,
+        conditions: Conditions,
+        attempt: int,
+        at_least: float = 0.0,
+        notices: bool | None = None,
+    ) -> Verdict:
+        """What the score means.
+
+        Args:
+            score: of the answer.
+            conditions: how it was drawn, and how it ended.
+            attempt: which one it is.
+            at_least: the value that the calibration reads is at least this: the greatest of a stream so far.
+            notices: whether drift is noticed by it; by default by first drafts, as the calibration's reference is made
+                of them.
+        """
         if self.calibration is None:
             return Verdict(score=score, finish_reason=conditions.endings[0])
-        if self.drift is not None and attempt == 1 and score.status == "scored":
+        notices = attempt == 1 if notices is None else notices
+        if self.drift is not None and notices and score.status == "scored":
             self.drift.observe(self.calibration.value(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
         suspended = "" if self.drift is None else self.drift.suspended
-        return self.calibration.verdict(score, conditions=conditions, certificates=holding, suspended=suspended)
+        return self.calibration.verdict(
+            score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
+        )
+
+    def value(self, score: Score, *, at_least: float = 0.0) -> float:
+        """What the calibration reads of a score, or ``at_least``, whichever is more; 0 without a calibration."""
+        if self.calibration is None or score.status != "scored":
+            return at_least
+        return max(at_least, self.calibration.value(score))
 
     def doubt(self, verdict: Verdict) -> tuple[int, float]:
         """How drafts are ordered, the most certain first; cut ones come later, those without a score last."""

@@ -7,7 +7,7 @@ comes only from the policy, after its record was written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tenacity import Retrying, retry_if_result
@@ -70,7 +70,7 @@ class Loop:
         self.draw(group)
         for progress, score in zip(group, self.measure(group), strict=True):
             self.judge(progress, score)
-            self.decide(progress)
+            self.settle(progress)
 
     # ------------------------------------------------------------------------------------------------ drawing
 
@@ -120,7 +120,7 @@ class Loop:
     def _scores(self, group: Sequence[Progress], generations: Sequence[Generation]) -> list[Score]:
         """Scores of what can be scored; why the rest cannot."""
         given = {at: each.unscorable for at, each in enumerate(group) if each.unscorable}
-        found = iter(self._score([each for at, each in enumerate(generations) if at not in given]))
+        found = iter(self.score([each for at, each in enumerate(generations) if at not in given]))
         for each in group:
             each.unscorable = ""
         return [
@@ -128,16 +128,25 @@ class Loop:
             for at in range(len(generations))
         ]
 
-    def _score(self, generations: Sequence[Generation]) -> list[Score]:
-        """Scores, or the words why there are none: any failure becomes a score that the policy must decide on."""
+    def score(
+        self,
+        generations: Sequence[Generation],
+        measure: Callable[[Model, Sequence[Generation]], list[Score]] | None = None,
+    ) -> list[Score]:
+        """Scores, or the words why there are none: any failure becomes a score that the policy must decide on.
+
+        Args:
+            generations: the answers.
+            measure: how they are scored; as the scorer scores a batch by default.
+        """
         identity = self.scorer.identity
         if not generations:
             return []
         try:
-            scores = self.scorer.batch(self.model, generations)
+            scores = (measure or self.scorer.batch)(self.model, generations)
         except Exception as error:
             if len(generations) > 1:  # one that fails must not take the others with it
-                return [self._score([each])[0] for each in generations]
+                return [self.score([each], measure)[0] for each in generations]
             _log_failure("scoring", error)
             return [Score.failed(self._in_words(error), scorer=identity)]
         if not isinstance(scores, list) or len(scores) != len(generations):
@@ -171,15 +180,16 @@ class Loop:
         else:
             progress.judged = min(progress.judged, progress.newest, key=lambda draft: self.judging.doubt(draft.verdict))
 
-    def decide(self, progress: Progress) -> Decision:
-        """Let the policy decide on what was judged, carry it out and record it; the decision."""
+    def settle(self, progress: Progress) -> Decision:
+        """Let the policy decide on what was judged, carry it out and record it; what it decided."""
         assert progress.judged is not None
-        decision = self._decide(progress, progress.judged.verdict)
+        decision = self.decide(progress, progress.judged.verdict)
         progress.rules.append(decision.rule)
-        self._carry_out(progress, progress.judged, decision)
+        self.carry_out(progress, progress.judged, decision)
         return decision
 
-    def _decide(self, progress: Progress, verdict: Verdict) -> Decision:
+    def decide(self, progress: Progress, verdict: Verdict) -> Decision:
+        """What the policy says, within the guard's own limit of attempts."""
         decision = self.policy(verdict, progress.situation)
         if not isinstance(decision, Decision):
             raise PolicyError(f"the policy decided {decision!r}", hint="a policy gives a Decision, also to accept")
@@ -191,11 +201,11 @@ class Loop:
             )
         return decision
 
-    def _carry_out(self, progress: Progress, draft: Draft, decision: Decision) -> None:
+    def carry_out(self, progress: Progress, draft: Draft, decision: Decision) -> None:
         """Act, record, and end the call or set up its next attempt."""
         if decision.move is None:
             self.recorder.draft(progress, decision)
-            self._end(progress, decision, draft.generation.content if decision.action == "accept" else None)
+            self.end(progress, decision, draft.generation.content if decision.action == "accept" else None)
             return
         try:
             found = carry_out(decision.move, model=self.model, asked=progress.asked, settings=progress.settings)
@@ -208,7 +218,7 @@ class Loop:
             return
         if found.text is not None:
             self.recorder.escalated(progress, decision, answered_by=found.answered_by, answer=found.text)
-        self._end(progress, decision, found.text)
+        self.end(progress, decision, found.text)
 
     def _give_up(self, progress: Progress, decision: Decision, error: GuardError) -> None:
         _log_failure(decision.action, error)
@@ -218,9 +228,10 @@ class Loop:
             reason=f"{error}; it was tried because {decision.reason}",
         )
         self.recorder.draft(progress, closed)
-        self._end(progress, closed, None)
+        self.end(progress, closed, None)
 
-    def _end(self, progress: Progress, decision: Decision, text: str | None) -> None:
+    def end(self, progress: Progress, decision: Decision, text: str | None) -> None:
+        """The outcome, which ends the call; it is recorded already."""
         outcome = progress.end(decision, text)
         _log.info(
             "guard.decision",

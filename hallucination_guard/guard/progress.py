@@ -44,6 +44,10 @@ class Progress:
         call: the facts of the call, for the record.
         given: an answer that something else wrote, to be judged first.
         unscorable: why the answer given cannot be scored; empty where it can.
+        streamed: whether it is judged sentence by sentence.
+        released_ids: of a stream, the beginning of the answer that was let go.
+        released: its text.
+        doubt: of a stream, the greatest value that the calibration read of a beginning that was let go.
     """
 
     asked: tuple[Message, ...]
@@ -69,6 +73,10 @@ class Progress:
     scoring: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+    streamed: bool = False
+    released_ids: tuple[int, ...] = ()
+    released: str = ""
+    doubt: float = 0.0
     outcome: Outcome | None = None
 
     @property
@@ -106,6 +114,11 @@ class Progress:
         self.drawn.add(generation.response_token_ids)
         self.newest = Draft(attempt=self.attempt, generation=generation, verdict=self.newest.verdict)
 
+    def release(self, generation: Generation, text: str) -> None:
+        """Take note that a stream lets the answer up to here go, of which ``text`` is new."""
+        self.released_ids = generation.response_token_ids
+        self.released += text
+
     def take_up(self, next: Again) -> None:
         """Set up another attempt."""
         self.redraw = next.redraw
@@ -133,5 +146,6 @@ class Progress:
             tokens={"in": self.tokens_in, "out": self.tokens_out},
             retrieved=self.retrieved,
             request_id=self.request_id,
+            released=self.released,
         )
         return self.outcome

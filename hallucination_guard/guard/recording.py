@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from typing import Literal
@@ -60,6 +60,13 @@ class Recorder:
     def draft(self, progress: Progress, decision: Decision) -> None:
         """Write down what was decided on the newest draft."""
         self._keep(progress, decision)
+
+    def part(self, progress: Progress, decision: Decision, *, start: int, stop: int, text: str) -> None:
+        """Write down that a stream lets a part of the newest draft go: the tokens from ``start`` to ``stop``."""
+        if self.sink is not None:
+            record = self._record(progress, decision, "", "")
+            part = replace(record, part={"start": start, "stop": stop}, answer=text)
+            progress.audit_ids.append(self._write(part))
 
     def escalated(self, progress: Progress, decision: Decision, *, answered_by: str, answer: str) -> None:
         """Write down the answer of an escalation's target, which nobody scored."""
@@ -169,6 +176,7 @@ class Recorder:
             tokens={"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)},
             seconds={"generate": generation.seconds, "score": score.seconds},
             retrieved=progress.retrieved,
+            gate="stream" if progress.streamed and not escalated else None,
             prompt=[message.to_json_dict() for message in generation.messages],
             answer=answer if escalated else generation.text,
             versions=_versions(),

@@ -78,7 +78,7 @@ class Steps:
         """
         loop, progress = self.guard._loop(), self._restored(kept)
         judged = replace(progress)  # a retrieval forgets what was judged
-        decision = loop.decide(progress)
+        decision = loop.settle(progress)
         outcome = progress.outcome or judged.end(decision, None)
         return keep(replace(progress, outcome=None)), outcome
 

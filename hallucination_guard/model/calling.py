@@ -22,9 +22,11 @@ from hallucination_guard.values import JSON, Message, Tool, ToolCall, WrittenCal
 
 __all__ = [
     "CallFormat",
+    "begun_at_end",
     "call_grammar",
     "format_of",
     "json_grammar",
+    "prose_of",
     "taught",
     "told_schema",
     "write_calls",
@@ -203,6 +205,22 @@ def written_text(tokenizer: Tokenizer, token_ids: Sequence[int], *, calls: bool)
     marks = [mark for mark in (*_MARKS[format_of(tokenizer)], "[ARGS]", "<|python_tag|>") if mark] if calls else []
     kept = any(_special_id(tokenizer, mark) in token_ids for mark in marks)
     return str(tokenizer.decode(token_ids, skip_special_tokens=not kept))
+
+
+def prose_of(form: CallFormat, text: str) -> int:
+    """How many characters at the beginning of an unfinished answer are surely in no call."""
+    if form == "llama":  # a call is the whole answer
+        begun = text.lstrip()
+        mark = "<|python_tag|>"
+        return 0 if begun[:1] == "{" or mark in text or mark.startswith(begun) else len(text)
+    mark = _MARKS[form][0]
+    found = text.find(mark)
+    return found if found >= 0 else len(text) - begun_at_end(text, (mark,))
+
+
+def begun_at_end(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of ``text`` may be the beginning of one of ``marks``."""
+    return max((size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)
 
 
 # --------------------------------------------------------------------------------------------------------- parsing

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from hallucination_guard.model.calling import format_of, written_calls, written_text
 from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end_of_answer
@@ -18,9 +18,9 @@ from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.view import undisturbed
-from hallucination_guard.values import Anchor, Generation, GenerationSettings, Prompt
+from hallucination_guard.values import Anchor, FinishReason, Generation, GenerationSettings, ModelIdentity, Prompt
 
-__all__ = ["generate"]
+__all__ = ["Asked", "Decoding", "generate", "generation_of", "room_for"]
 
 
 def generate(
@@ -41,134 +41,199 @@ def generate(
     assert settings.max_new_tokens is not None
     # A prompt with little room left in the context must not cut its neighbours' answers short.
     rooms: dict[int, list[int]] = {}
+    asked: dict[int, Asked] = {}
     for at, prompt in enumerate(prompts):
-        room = settings.max_new_tokens
-        if inside.context is not None:
-            room = min(room, inside.context - len(prompt.token_ids))
-        rooms.setdefault(room, []).append(at)
+        asked[at] = Asked(prompt, inside.anchor(prompt, questions[at]), questions[at])
+        rooms.setdefault(room_for(inside, asked[at], settings.max_new_tokens), []).append(at)
     made: dict[int, Generation] = {}
     for room, group in rooms.items():
-        asked = [_Asked(prompts[at], inside.anchor(prompts[at], questions[at]), questions[at]) for at in group]
-        made |= zip(group, _together(inside, asked, room, settings), strict=True)
+        made |= zip(group, _together(inside, [asked[at] for at in group], room, settings), strict=True)
     return [made[at] for at in range(len(prompts))]
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """One row of a batch.
+
+    Args:
+        prompt: what is read.
+        anchor: t* of it; None where the caller did not name the question.
+        question: the part of the prompt whose last token is t*, if it was named.
+        begin: ids with which the answer begins: they are read, not drawn.
+    """
+
     prompt: Prompt
     anchor: Anchor | None
     question: str | None
+    begin: tuple[int, ...] = ()
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What is read before a token is drawn."""
+        return (*self.prompt.token_ids, *self.begin)
 
 
-def _together(inside: Inside, asked: Sequence[_Asked], room: int, settings: GenerationSettings) -> list[Generation]:
+def room_for(inside: Inside, asked: Asked, most: int) -> int:
+    """How many tokens can be drawn after what is read: ``most``, or less where the context ends earlier."""
+    return most if inside.context is None else min(most, inside.context - len(asked.read))
+
+
+def _together(inside: Inside, asked: Sequence[Asked], room: int, settings: GenerationSettings) -> list[Generation]:
     """Prompts with room for the same number of tokens, decoded as one batch."""
     began = time.perf_counter()
-    run = _decoded(inside, asked, room, settings)
+    run = Decoding(inside, asked, settings)
+    rows = run(room)
     seconds = (time.perf_counter() - began) / len(asked)
     made = []
     identity = inside.identity
-    form, tools = format_of(inside.tokenizer), () if settings.tool_choice == "none" else settings.tools or ()
-    for row, (prompt, anchor, question) in enumerate(asked):
-        length, ending = end_of_answer(inside.tokenizer, run.drawn[row], inside.end_ids, settings.stop or ())
-        answer = tuple(run.drawn[row][:length])
-        most = room if ending == "length" else settings.max_new_tokens  # the context may have cut it earlier
-        text = written_text(inside.tokenizer, answer, calls=bool(tools))
+    for row, each in enumerate(asked):
+        length, ending = end_of_answer(inside.tokenizer, rows[row], inside.end_ids, settings.stop or ())
+        answer = tuple(rows[row][:length])
         made.append(
-            Generation(
-                messages=prompt.messages,
-                prompt_token_ids=prompt.token_ids,
-                response_token_ids=answer,
-                text=text,
-                finish_reason=ending,
-                settings=replace(settings, question=question, max_new_tokens=most),
+            generation_of(
+                inside,
+                each,
+                answer,
+                ending=ending,
+                settings=settings,
+                most=room if ending == "length" else None,  # the context may have cut it earlier
                 model=identity,
-                anchor=anchor,
-                written_calls=written_calls(form, text, tools, prompt_token_ids=prompt.token_ids),
                 seconds=seconds,
-                _trace=KeptTrace(run.trace(inside, row, prompt, anchor, answer)),
+                trace=run.trace(row, answer),
             )
         )
     return made
 
 
-def _decoded(inside: Inside, asked: Sequence[_Asked], room: int, settings: GenerationSettings) -> _Run:
-    draw, stop = Draw.of(settings), settings.stop or ()
-    longest = max(len(each.prompt.token_ids) for each in asked)
-    keep_from = min((longest + each.anchor.index for each in asked if each.anchor is not None), default=longest)
-    if not inside.sliceable:
-        keep_from = 0
-    tap, kept = Tap(keep_from), KeptLogits(inside.model.dtype)
-    view = inside.view_at(inside.deep_layers.start, tap)
-    # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
-    view.__dict__["generation_config"] = config = _config(inside, room)
-    # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
-    cache = DynamicCache() if inside.sliceable else None
-    drawn_by = LogitsProcessorList([kept, *draw.processors(len(asked), inside.device)])
-    if grammar := grammar_for(inside.tokenizer, settings):
-        mask_by = Constrained(
-            inside.tokenizer, grammar, rows=len(asked), vocabulary=inside.vocabulary, end_ids=inside.end_ids
-        )
-        drawn_by.insert(1, mask_by)
-    with undisturbed(inside.model, grad=False):
-        ids, mask = _left_padded(inside, [each.prompt.token_ids for each in asked], config.pad_token_id)
-        out = view.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            past_key_values=cache,
-            logits_processor=drawn_by,
-            stopping_criteria=StoppingCriteriaList([StopAtText(inside.tokenizer, stop, longest)] if stop else []),
-        )
-    return _Run(
-        drawn=out.sequences[:, longest:].tolist(),
-        cache=cache,
-        states=tap.states() if any(each.anchor for each in asked) else None,
-        logits=kept,
-        longest=longest,
-        keep_from=keep_from,
+def generation_of(
+    inside: Inside,
+    asked: Asked,
+    answer: tuple[int, ...],
+    *,
+    ending: FinishReason,
+    settings: GenerationSettings,
+    most: int | None,
+    model: ModelIdentity,
+    seconds: float,
+    trace: Trace | None,
+) -> Generation:
+    """An answer that was drawn, as a value.
+
+    Args:
+        inside: the model.
+        asked: what it is an answer to.
+        answer: its ids.
+        ending: how it ended.
+        settings: how it was drawn.
+        most: its length at most, where that is not the settings' own.
+        model: which model drew it.
+        seconds: that it took.
+        trace: what was kept of it.
+    """
+    prompt, anchor, question, _ = asked
+    tools = () if settings.tool_choice == "none" else settings.tools or ()
+    text = written_text(inside.tokenizer, answer, calls=bool(tools))
+    form, ids = format_of(inside.tokenizer), prompt.token_ids
+    return Generation(
+        messages=prompt.messages,
+        prompt_token_ids=ids,
+        response_token_ids=answer,
+        text=text,
+        finish_reason=ending,
+        settings=replace(settings, question=question, max_new_tokens=settings.max_new_tokens if most is None else most),
+        model=model,
+        anchor=anchor,
+        written_calls=() if ending == "open" else written_calls(form, text, tools, prompt_token_ids=ids),
+        seconds=seconds,
+        _trace=KeptTrace(trace),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Run:
-    """A batch that was decoded.
+class Decoding:
+    """A batch that is decoded, and what is kept of it, from its first token on.
 
     Args:
-        drawn: the ids of each row, up to where the longest answer ended.
-        cache: keys and values of all layers; None where they cannot be cut at a position.
-        states: h_{l₀} from column ``keep_from`` on; None where no row has an anchor.
-        logits: those that were drawn from.
-        longest: columns of the padded prompts.
-        keep_from: the first column whose states were kept.
+        inside: the model.
+        asked: a row each.
+        settings: how tokens are drawn.
     """
 
-    drawn: list[list[int]]
-    cache: Any
-    states: Tensor | None
-    logits: KeptLogits
-    longest: int
-    keep_from: int
+    def __init__(self, inside: Inside, asked: Sequence[Asked], settings: GenerationSettings) -> None:
+        self._inside, self._asked, self._settings = inside, asked, settings
+        self._longest = max(len(each.read) for each in asked)
+        self._keep_from = min((self._place(each) for each in asked if each.anchor is not None), default=self._longest)
+        if not inside.sliceable:
+            self._keep_from = 0
+        self._tap, self._kept = Tap(self._keep_from), KeptLogits(inside.model.dtype)
+        # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
+        self._cache = DynamicCache() if inside.sliceable else None
 
-    def trace(
-        self, inside: Inside, row: int, prompt: Prompt, anchor: Anchor | None, answer: tuple[int, ...]
-    ) -> Trace | None:
-        """What scoring needs of one row; None where there is nothing to score."""
-        if anchor is None or self.states is None or not answer:
+    def _place(self, asked: Asked) -> int:
+        """The column of t*."""
+        assert asked.anchor is not None
+        return self._longest - len(asked.begin) + asked.anchor.index
+
+    def __call__(self, room: int, watch: StoppingCriteria | None = None) -> list[list[int]]:
+        """Decode; the ids that were drawn, up to where the longest answer ended.
+
+        Args:
+            room: tokens to be drawn at most.
+            watch: sees every step, and may end rows.
+        """
+        inside, settings = self._inside, self._settings
+        draw, stop, rows = Draw.of(settings), settings.stop or (), len(self._asked)
+        view = inside.view_at(inside.deep_layers.start, self._tap)
+        # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
+        view.__dict__["generation_config"] = config = _config(inside, room)
+        drawn_by = LogitsProcessorList([self._kept, *draw.processors(rows, inside.device)])
+        if grammar := grammar_for(inside.tokenizer, settings):
+            mask_by = Constrained(
+                inside.tokenizer,
+                grammar,
+                begun=[each.begin for each in self._asked],
+                vocabulary=inside.vocabulary,
+                end_ids=inside.end_ids,
+            )
+            drawn_by.insert(1, mask_by)
+        ended_by = [watch] if watch is not None else []
+        if stop and watch is None:
+            ended_by = [StopAtText(inside.tokenizer, stop, self._longest)]
+        with undisturbed(inside.model, grad=False):
+            ids, mask = _left_padded(inside, [each.read for each in self._asked], config.pad_token_id)
+            out = view.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                past_key_values=self._cache,
+                logits_processor=drawn_by,
+                stopping_criteria=StoppingCriteriaList(ended_by),
+            )
+        drawn: list[list[int]] = out.sequences[:, self._longest :].tolist()
+        return drawn
+
+    def trace(self, row: int, answer: tuple[int, ...]) -> Trace | None:
+        """What scoring needs of an answer, or of its beginning; None where there is nothing to score.
+
+        While the batch is decoded another thread may ask, for tokens that have been drawn.
+        """
+        asked, inside = self._asked[row], self._inside
+        if asked.anchor is None or not answer:
             return None
-        at = len(prompt.token_ids) + anchor.index
+        prompt = len(asked.prompt.token_ids)
+        at = prompt + asked.anchor.index
         start = at if inside.sliceable else 0
         first = inside.deep_layers.start
-        pads = self.longest - len(prompt.token_ids)
+        pads = self._longest - len(asked.read)
         part = slice(pads, pads + start)
-        layers = () if self.cache is None else self.cache.layers[first:]
-        begin, end = pads + start - self.keep_from, self.longest - self.keep_from + len(answer) - 1
+        layers = () if self._cache is None else self._cache.layers[first:]
+        begin, end = pads + start - self._keep_from, pads + prompt + len(answer) - 1 - self._keep_from
         return Trace(
-            ids=(*prompt.token_ids, *answer[:-1]),
+            ids=(*asked.prompt.token_ids, *answer[:-1]),
             anchor=at,
             start=start,
             first=first,
             prefix=tuple((each.keys[row : row + 1, :, part], each.values[row : row + 1, :, part]) for each in layers),
-            states=self.states[row, begin:end],
-            logits=self.logits.rows(row, len(answer)),
+            states=self._tap.row(row)[begin:end],
+            logits=None if asked.begin else self._kept.rows(row, len(answer)),
             origin="kept" if inside.sliceable else "whole",
         )
 

@@ -42,7 +42,7 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
     Args:
         tokenizer: of the model; a fast one.
         grammar: in llguidance's Lark.
-        rows: of the batch.
+        begun: for each row of the batch, the ids with which its answer begins already.
         vocabulary: V.
         end_ids: tokens that end an answer.
 
@@ -52,7 +52,13 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, grammar: str, *, rows: int, vocabulary: int, end_ids: frozenset[int]
+        self,
+        tokenizer: Tokenizer,
+        grammar: str,
+        *,
+        begun: Sequence[Sequence[int]],
+        vocabulary: int,
+        end_ids: frozenset[int],
     ) -> None:
         self._ends = sorted(end_ids)
         inner = _tokenizer(tokenizer, vocabulary, self._ends)
@@ -63,7 +69,10 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
                 f"no grammar can be made of the schema: {str(why).splitlines()[0][:200]}",
                 hint="leave out what JSON Schema has beyond types, enums, bounds and patterns",
             )
-        self._matchers: list[Any] = [LLMatcher(inner, grammar) for _ in range(rows)]
+        self._matchers: list[Any] = [LLMatcher(inner, grammar) for _ in begun]
+        for matcher, ids in zip(self._matchers, begun, strict=True):
+            if ids and not matcher.consume_tokens(list(ids)):
+                raise InputError(f"the answer's beginning is not in the grammar: {matcher.get_error()[:200]}")
         self._begun = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ class Tap:
             self._parts.append(states[:, self._skip :].clone())
         self._skip = max(0, self._skip - width)
 
-    def states(self) -> Tensor:
-        """All of them, side by side."""
-        return torch.cat(self._parts, dim=1)
+    def row(self, row: int) -> Tensor:
+        """Those of one row (S × d), side by side. Another thread may ask while the batch is decoded."""
+        return torch.cat([part[row] for part in tuple(self._parts)])
 
 
 class KeptTrace:

@@ -123,7 +123,7 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) ->
         start=start,
         first=layers.start,
         prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
-        states=tap.states()[0],
+        states=tap.row(0),
         origin="reread" if inside.sliceable else "whole",
     )
 

@@ -6,7 +6,7 @@ The only wall to transformers. The model handed in is never changed: no flag, no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack, cast, overload
 
@@ -15,7 +15,9 @@ import torch
 from hallucination_guard.errors import InputError
 from hallucination_guard.model import generating, loading, packaged, reading
 from hallucination_guard.model.calling import format_of, write_calls
+from hallucination_guard.model.generating import Asked
 from hallucination_guard.model.inside import Inside
+from hallucination_guard.model.live import LiveAnswer, Streams
 from hallucination_guard.model.loading import DeviceMap
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.replay import Trace
@@ -23,6 +25,7 @@ from hallucination_guard.model.selftest import self_test as run_self_test
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.values import (
     JSON,
+    Drawing,
     Generation,
     GenerationSettings,
     Messages,
@@ -72,6 +75,7 @@ class WhiteBoxModel(Inside):
             self._profile = known  # from here on the identity names the profile
         if self_test:
             self.self_test = run_self_test(self)
+        self._streams = Streams(self)
 
     # ------------------------------------------------------------------------------------------------ loading
 
@@ -236,13 +240,17 @@ class WhiteBoxModel(Inside):
         """
         if not isinstance(messages, str | Sequence) or isinstance(messages, bytes):
             raise InputError(f"the prompt is {messages!r}", hint="give a text, a list of messages, or a list of either")
-        drawing = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        offer: dict[str, object] = {"response_schema": response_schema}
-        if tools:
-            offer |= {"tools": tools, "tool_choice": tool_choice, "strict_tools": strict_tools}
-        elif tool_choice not in ("auto", "none"):
-            offer["tool_choice"] = tool_choice  # refused: there is no tool
-        settings = GenerationSettings.of({"max_new_tokens": max_new_tokens, **drawing, "stop": stop, **offer})
+        settings = _settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            tools=tools,
+            tool_choice=tool_choice,
+            strict_tools=strict_tools,
+            **({} if response_schema is None else {"response_schema": response_schema}),
+        )
         batch: Sequence[Messages] = messages if is_batch(messages) else [cast("Messages", messages)]
         made = generating.generate(
             self,
@@ -251,6 +259,37 @@ class WhiteBoxModel(Inside):
             settings=settings,
         )
         return made if is_batch(messages) else made[0]
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        begin: Sequence[int] = (),
+        gone: Callable[[], bool] = lambda: False,
+        question: str | None = None,
+        **drawing: Unpack[Drawing],
+    ) -> LiveAnswer:
+        """Begin to answer one prompt; what asks at the same time is decoded together.
+
+        Args:
+            messages: as for :meth:`generate`.
+            begin: ids with which the answer begins; it goes on after them.
+            gone: asked at every token whether the reader is gone.
+            question: as for :meth:`generate`.
+            **drawing: as for :meth:`generate`.
+
+        Raises:
+            InputError: if the prompt or a setting cannot be used.
+        """
+        settings = _settings(**drawing)
+        prompt = self.prompt(messages, **settings.offered)
+        asked = Asked(prompt, self.anchor(prompt, question), question, tuple(begin))
+        if self.context is not None and len(asked.read) >= self.context:
+            raise InputError(
+                f"prompt and answer have {len(asked.read)} tokens and the context of {self.name!r} is {self.context}",
+                hint="shorten them: nothing is cut silently",
+            )
+        return self._streams.open(asked, settings, gone)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -293,6 +332,18 @@ class WhiteBoxModel(Inside):
     def trace_ids(self, ids: Sequence[int], anchor: int, layers: range) -> Trace:
         """The same from token ids (prompt and answer) and the position of t*, by one pass without a graph."""
         return reading.trace_ids(self, ids, anchor, layers)
+
+
+_DRAWN = Drawing(max_new_tokens=64, temperature=0.0, top_p=1.0, seed=0, stop=())
+
+
+def _settings(**drawing: Unpack[Drawing]) -> GenerationSettings:
+    """How answers are drawn, everything said."""
+    given: dict[str, object] = {**_DRAWN, **drawing}
+    if not given.get("tools"):
+        unused = ("tools", "strict_tools", *(["tool_choice"] if given.get("tool_choice") in ("auto", "none") else []))
+        given = {name: value for name, value in given.items() if name not in unused}
+    return GenerationSettings.of(given)
 
 
 def _one_each(question: str | Sequence[str | None] | None, prompts: int) -> list[str | None]:

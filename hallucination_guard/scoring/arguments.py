@@ -17,8 +17,8 @@ from hallucination_guard.errors import ScoringError
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own
-from hallucination_guard.scoring.sentences import token_texts
 from hallucination_guard.scoring.spans import measure_spans
+from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import JSON, FrozenDict, Generation, WrittenCall
 
 __all__ = ["Argument", "argument_spans", "call_confidence", "score_arguments"]

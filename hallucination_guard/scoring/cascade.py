@@ -21,6 +21,7 @@ from typing import Any
 
 from hallucination_guard.errors import CalibrationError, ConfigurationError, MissingExtra
 from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.beginnings import Beginnings
 from hallucination_guard.scoring.gradients import Likelihoods, Measured, measure_where
 from hallucination_guard.scoring.scorers import (
     _VERSION,
@@ -29,6 +30,7 @@ from hallucination_guard.scoring.scorers import (
     ParaGrad,
     SemGrad,
     _Gradient,
+    _Measure,
     _Numbers,
     _Scorer,
     cheap_scores,
@@ -100,12 +102,17 @@ class Cascade(_Scorer):
         }
 
     def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
+        return [self._numbers(each) for each in measure_where(model, generations, self.gradient, self._undecided)]
+
+    def _grown(self, model: WhiteBoxModel) -> _Measure:
+        if not model.sliceable:
+            return self._measure
+        grown = Beginnings(model, self.gradient)
+        return lambda _, generations: [self._numbers(grown(each, self._undecided)) for each in generations]
+
+    def _undecided(self, likelihoods: Likelihoods) -> bool:
         low, high = self.band
-
-        def undecided(likelihoods: Likelihoods) -> bool:
-            return low <= cheap_scores(likelihoods.entropies, likelihoods.logprobs)[self.cheap] <= high
-
-        return [self._numbers(each) for each in measure_where(model, generations, self.gradient, undecided)]
+        return low <= cheap_scores(likelihoods.entropies, likelihoods.logprobs)[self.cheap] <= high
 
     def _numbers(self, found: Likelihoods) -> _Numbers:
         if isinstance(found, Measured):

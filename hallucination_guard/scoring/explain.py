@@ -16,8 +16,8 @@ from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import HybridGrad
 from hallucination_guard.scoring.sensitivity import Word, question_sensitivity
-from hallucination_guard.scoring.sentences import token_texts
 from hallucination_guard.scoring.spans import Span, semgrad_by_span
+from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import Generation, Score, question_of
 
 __all__ = ["Explanation", "Token", "explain"]

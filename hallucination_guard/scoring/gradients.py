@@ -35,6 +35,7 @@ __all__ = [
     "loss_scale",
     "measure",
     "measure_where",
+    "measured_of",
 ]
 
 _TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each time with 1/2⁴ of the size
@@ -197,7 +198,8 @@ def _together(
     width = len(layers) * run.final.shape[-1]
     for row, at in zip(rows_of, walks, strict=True):
         semgrad = float(norms[at]) / width
-        found[row] = _measured(found[row], walks[at], semgrad, len(answers[row]), settings)
+        head_norms = (walks[at].paragrad, walks[at].exgrad)
+        found[row] = measured_of(found[row], head_norms, semgrad, len(answers[row]), settings)
     return found
 
 
@@ -237,13 +239,19 @@ def _norms(
     return by_layer.sum(dim=0)
 
 
-def at_anchor(run: Replay, upstream: Tensor) -> Tensor:
-    """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more)."""
+def at_anchor(run: Replay, upstream: Tensor, *, again: bool = False) -> Tensor:
+    """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more).
+
+    Args:
+        run: the forward pass with its graph.
+        upstream: ∂ℓ/∂H.
+        again: whether the graph is kept for another backward.
+    """
     half = run.final.dtype == torch.float16
     exponent = loss_scale(upstream, run.final.dtype)
     for _ in range(_TRIES if half else 1):
         scaled = torch.ldexp(upstream, exponent).to(run.final)
-        gradients = torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=half)
+        gradients = torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=half or again)
         found = run.at_anchor(gradients)
         overflown = ~torch.isfinite(found).all(dim=2).all(dim=0)
         if not overflown.any():
@@ -297,14 +305,15 @@ def _likelihoods(reading: Reading, prefix: Prefix) -> Likelihoods:
     return Likelihoods(entropies=entropies, logprobs=logprobs, prefix=prefix)
 
 
-def _measured(
-    likelihoods: Likelihoods, walk: Walk, semgrad: float, length: int, settings: GradientSettings
+def measured_of(
+    likelihoods: Likelihoods, norms: tuple[float, float], semgrad: float, length: int, settings: GradientSettings
 ) -> Measured:
+    """All that one pass gives of an answer of ``length`` tokens; ``norms`` are ParaGrad and ExGrad of the sum."""
     share = 1.0 if settings.reduction == "sum" else 1.0 / length
     return Measured(
         semgrad=semgrad * share,
-        paragrad=walk.paragrad * share,
-        exgrad=walk.exgrad * share,
+        paragrad=norms[0] * share,
+        exgrad=norms[1] * share,
         entropies=likelihoods.entropies,
         logprobs=likelihoods.logprobs,
         prefix=likelihoods.prefix,

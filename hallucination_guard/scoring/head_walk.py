@@ -19,7 +19,17 @@ from hallucination_guard.model.head import Head
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.values import Generation
 
-__all__ = ["Reading", "Walk", "answer_states", "read_head", "walk_head", "walk_heads", "without_tail"]
+__all__ = [
+    "Reading",
+    "Walk",
+    "answer_states",
+    "head_norms",
+    "pulled_states",
+    "read_head",
+    "walk_head",
+    "walk_heads",
+    "without_tail",
+]
 
 _BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
 
@@ -133,7 +143,26 @@ def walk_heads(
     """The same for several examples in one walk over W, from their states and what was read of them."""
     if not readings:
         return []
-    lengths = [len(each) for each in states]
+    found = []
+    for norms, reading, own in zip(
+        head_norms(head, states, readings), readings, pulled_states(head, readings), strict=True
+    ):
+        weights = reading.entropies[:, None] if weighting == "entropy" else 1.0
+        found.append(
+            Walk(
+                paragrad=norms[0],
+                exgrad=norms[1],
+                entropies=reading.entropies,
+                logprobs=reading.logprobs,
+                by_states=own * weights,
+            )
+        )
+    return found
+
+
+@torch.no_grad()
+def head_norms(head: Head, states: Sequence[Tensor], readings: Sequence[Reading]) -> list[tuple[float, float]]:
+    """ParaGrad and ExGrad of each example: the mean of |∂ℓ/∂W|, with w_t = ω_t and with w_t = 1."""
     # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product
     # (2d × V, transposed, so that each is one stretch of memory), and a block of it is summed while it is at hand.
     both = [
@@ -151,23 +180,16 @@ def walk_heads(
                 block = block.new_empty(len(block), part.shape[1])
             torch.mm(own, part, out=block)
             norm += block.abs_().view(2, -1).sum(dim=1)
-    by_states = torch.zeros_like(torch.cat(list(states)))
-    for begin in range(0, words, _BLOCK):
+    return [(float(one), float(other)) for one, other in (norms / head.weight.numel()).tolist()]
+
+
+@torch.no_grad()
+def pulled_states(head: Head, readings: Sequence[Reading]) -> list[Tensor]:
+    """A W of each example, with w_t = 1 (T × d)."""
+    lengths, first = [len(each.entropies) for each in readings], readings[0].a
+    by_states = first.new_zeros(sum(lengths), head.weight.shape[1])
+    for begin in range(0, head.weight.shape[0], _BLOCK):
         parts = [reading.a[:, begin : begin + _BLOCK] for reading in readings]
         together = parts[0] if len(parts) == 1 else torch.cat(parts)
         by_states.addmm_(together, head.weight[begin : begin + _BLOCK].to(head.dtype))
-    found = []
-    means = (norms / head.weight.numel()).tolist()
-    parted = torch.split(by_states, lengths)
-    for (paragrad, exgrad), reading, own in zip(means, readings, parted, strict=True):
-        weights = reading.entropies[:, None] if weighting == "entropy" else 1.0
-        found.append(
-            Walk(
-                paragrad=paragrad,
-                exgrad=exgrad,
-                entropies=reading.entropies,
-                logprobs=reading.logprobs,
-                by_states=own * weights,
-            )
-        )
-    return found
+    return list(torch.split(by_states, lengths))

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import math
 import time
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from hallucination_guard.errors import ScoringError
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
-from hallucination_guard.scoring.gradients import GradientSettings, Measured, measure
+from hallucination_guard.scoring.beginnings import Beginnings
+from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods, Measured, measure
 from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
 from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity
+from hallucination_guard.values.text import has_visible
 
 __all__ = [
     "ExGrad",
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 _VERSION = "1"
-_VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,20 @@ class _Scorer(ABC):
 
     def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """Score several generations at once, each as it would be scored alone (within rounding)."""
+        return self._scored(model, generations, self._measure)
+
+    def beginnings(self, model: Model) -> Callable[[Generation], Score]:
+        """A step that scores longer and longer beginnings of one answer, each as if it were the whole."""
+        measure = self._grown(white_box(model))
+        return lambda generation: self._scored(model, [generation], measure)[0]
+
+    def _scored(self, model: Model, generations: Sequence[Generation], measure: _Measure) -> list[Score]:
         began = time.perf_counter()
         for generation in generations:
             check_own(model, generation)
         reasons = [nothing_to_measure(generation) for generation in generations]
         full = [each for each, reason in zip(generations, reasons, strict=True) if not reason]
-        measured = iter(self._measure(white_box(model), full) if full else [])
+        measured = iter(measure(white_box(model), full) if full else [])
         seconds = (time.perf_counter() - began) / max(1, len(generations))
         return [
             Score.unscorable(reason, scorer=self.identity)
@@ -89,6 +97,10 @@ class _Scorer(ABC):
     @abstractmethod
     def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         """The numbers of generations that have something to measure."""
+
+    def _grown(self, model: WhiteBoxModel) -> _Measure:
+        """How longer and longer beginnings are measured: here, each anew."""
+        return self._measure
 
     def _score(self, numbers: _Numbers, generation: Generation, seconds: float) -> Score:
         for name, value in numbers.scores.items():
@@ -141,10 +153,24 @@ class _Numbers:
         return cls(scores=scores, entropies=measured.entropies, logprobs=measured.logprobs, prefix=measured.prefix)
 
 
+_Measure: TypeAlias = Callable[[WhiteBoxModel, Sequence[Generation]], list[_Numbers]]
+
+
 @dataclass(frozen=True)
 class _Gradient(GradientSettings, _Scorer):
     def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         return [_Numbers.of_gradient(each) for each in measure(model, generations, self)]
+
+    def _grown(self, model: WhiteBoxModel) -> _Measure:
+        if not model.sliceable:
+            return self._measure
+        grown = Beginnings(model, self)
+        return lambda _, generations: [_numbers_of(grown(each)) for each in generations]
+
+
+def _numbers_of(found: Likelihoods) -> _Numbers:
+    assert isinstance(found, Measured)  # nothing was said of not wanting it
+    return _Numbers.of_gradient(found)
 
 
 class SemGrad(_Gradient):
@@ -231,6 +257,6 @@ def nothing_to_measure(generation: Generation) -> str:
     """Why this answer cannot be scored; empty if it can."""
     if not generation.response_token_ids:
         return "the answer is empty"
-    if not any(unicodedata.category(each)[0] in _VISIBLE for each in generation.text):
+    if not has_visible(generation.text):
         return "the answer has no visible text, only special tokens, white space or punctuation"
     return ""

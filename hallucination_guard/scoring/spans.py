@@ -23,8 +23,9 @@ from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings, check_felt, loss_scale
 from hallucination_guard.scoring.head_walk import read_head, walk_head
 from hallucination_guard.scoring.scorers import check_own, nothing_to_measure
-from hallucination_guard.scoring.sentences import sentence_ranges, token_texts
+from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import Generation
+from hallucination_guard.values.text import sentence_ranges
 
 __all__ = ["Measures", "Span", "measure_spans", "semgrad_by_span"]
 

@@ -35,9 +35,10 @@ from hallucination_guard.values.prompt import (
     is_batch,
     question_of,
 )
-from hallucination_guard.values.protocols import Model, Policy, Scorer
+from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered
+from hallucination_guard.values.stream import Event, Provisional, Released
 from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools
 from hallucination_guard.values.verdict import Verdict
 
@@ -52,6 +53,7 @@ __all__ = [
     "Decision",
     "Drawing",
     "Escalate",
+    "Event",
     "FinishReason",
     "FrozenDict",
     "Generation",
@@ -59,6 +61,7 @@ __all__ = [
     "GenerationSettings",
     "Invoked",
     "Kept",
+    "Live",
     "Message",
     "Messages",
     "Model",
@@ -70,7 +73,9 @@ __all__ = [
     "Policy",
     "Prefix",
     "Prompt",
+    "Provisional",
     "Redraw",
+    "Released",
     "Retrieve",
     "Retriever",
     "Rule",
@@ -79,6 +84,8 @@ __all__ = [
     "ScorerIdentity",
     "Situation",
     "Status",
+    "StreamingModel",
+    "StreamingScorer",
     "Tool",
     "ToolCall",
     "ToolChoice",

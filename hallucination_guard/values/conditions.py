@@ -105,7 +105,8 @@ class Conditions:
     def lacks(self, own: Conditions) -> str:
         """What of an answer's own conditions these do not cover, in words with both values; empty if nothing."""
         differing = [f"{name} {getattr(own, name)!r} against {getattr(self, name)!r}" for name in _differing(self, own)]
-        if unseen := sorted(set(own.endings) - set(self.endings)):
+        # Of a beginning it is not known how its answer will end; that is asked again of the whole.
+        if unseen := sorted(set(own.endings) - {*self.endings, "open"}):
             differing.append(f"an ending by {', '.join(unseen)} against {', '.join(self.endings)}")
         return "; ".join(differing)
 

@@ -15,9 +15,9 @@ __all__ = ["Anchor", "FinishReason", "Generation", "Kept", "Rule"]
 Rule: TypeAlias = Literal["profile", "header", "last_user_token", "question"]
 """What chose t*."""
 
-FinishReason: TypeAlias = Literal["stop", "stop_text", "length", "read"]
+FinishReason: TypeAlias = Literal["stop", "stop_text", "length", "read", "open"]
 """How an answer ended: by the model's own end token, at a stop text of the caller's, at the most tokens that it may
-have; ``read`` where something else wrote it, and nobody said."""
+have; ``read`` where something else wrote it, and nobody said; ``open`` of the beginning of an answer that goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

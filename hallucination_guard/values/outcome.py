@@ -28,6 +28,7 @@ class Outcome:
         tokens: ``in`` and ``out``, over all attempts.
         retrieved: ids of the passages in the prompt of the judged draft.
         request_id: of this call, for the log.
+        released: what a stream had given before this decision; of an accepted answer all of it.
     """
 
     text: str | None
@@ -40,6 +41,7 @@ class Outcome:
     tokens: Mapping[str, int] = field(default_factory=dict)
     retrieved: tuple[str, ...] = ()
     request_id: str = ""
+    released: str = ""
 
     def __post_init__(self) -> None:
         if self.text is not None and self.decision.action not in ("accept", "escalate"):

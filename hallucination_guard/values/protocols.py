@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, Unpack, runtime_checkable
 
 from hallucination_guard.values.decision import Decision, Situation
-from hallucination_guard.values.generation import Generation
+from hallucination_guard.values.generation import FinishReason, Generation
 from hallucination_guard.values.identity import ModelIdentity, ScorerIdentity
 from hallucination_guard.values.plain import JSON
 from hallucination_guard.values.prompt import Messages, Prompt
@@ -15,12 +16,12 @@ from hallucination_guard.values.settings import Drawing, Offered
 from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
-__all__ = ["Model", "Policy", "Scorer"]
+__all__ = ["Live", "Model", "Policy", "Scorer", "StreamingModel", "StreamingScorer"]
 
 
 @runtime_checkable
 class Model(Protocol):
-    """Generates and reads. What streams as well will be a protocol of its own on top of this one."""
+    """Generates and reads. What streams as well is a :class:`StreamingModel`."""
 
     @property
     def name(self) -> str:
@@ -67,6 +68,64 @@ class Model(Protocol):
         ...
 
 
+class Live(Protocol):
+    """An answer while it is drawn. One reader has it, in a thread of its own."""
+
+    @property
+    def ended(self) -> FinishReason | None:
+        """How it ended; None while it is drawn."""
+        ...
+
+    def wait(self, tokens: int) -> None:
+        """Until it has more than so many tokens, or has ended; raises what went wrong in drawing it."""
+        ...
+
+    def texts(self) -> tuple[str, ...]:
+        """What each token so far adds to the text."""
+        ...
+
+    def prose(self) -> int:
+        """How many characters of the text are surely of the answer: no beginning of a stop text, no call of a tool."""
+        ...
+
+    def beginning(self, tokens: int) -> Generation:
+        """Its first tokens as an answer; ``open`` unless these are all of one that has ended."""
+        ...
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Inside, the reader computes: nothing is drawn meanwhile where both would want the same cores."""
+        ...
+
+    def leave(self) -> None:
+        """The reader is gone: it ends within a token."""
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Model, Protocol):
+    """Draws an answer that can be read while it is drawn."""
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        begin: Sequence[int] = (),
+        gone: Callable[[], bool] = lambda: False,
+        question: str | None = None,
+        **drawing: Unpack[Drawing],
+    ) -> Live:
+        """Begin to answer one prompt.
+
+        Args:
+            messages: as for :meth:`Model.generate`.
+            begin: ids with which the answer begins; it goes on after them.
+            gone: asked at every token whether the reader is gone.
+            question: as for :meth:`Model.generate`.
+            **drawing: as for :meth:`Model.generate`.
+        """
+        ...
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """Measures generations of one model; must be deterministic and must not change the model."""
@@ -83,6 +142,15 @@ class Scorer(Protocol):
 
     def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """One score a generation, in order. What cannot be measured is ``unscorable``, with its reason."""
+        ...
+
+
+@runtime_checkable
+class StreamingScorer(Scorer, Protocol):
+    """Measures longer and longer beginnings of an answer without beginning anew."""
+
+    def beginnings(self, model: Model) -> Callable[[Generation], Score]:
+        """A step that is given the beginnings of one answer, shorter ones first."""
         ...
 
 

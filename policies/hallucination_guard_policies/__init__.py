@@ -12,6 +12,7 @@ from hallucination_guard_policies.budget import Budget, Within
 from hallucination_guard_policies.compose import BothObject, Composable, FirstObjection
 from hallucination_guard_policies.document import Document, load_policy, pack_names
 from hallucination_guard_policies.escalate import EscalateBelow
+from hallucination_guard_policies.provisional import ShowProvisional
 from hallucination_guard_policies.retrieve import RetrieveBelow
 from hallucination_guard_policies.retry import RetryBelow
 from hallucination_guard_policies.threshold import Threshold
@@ -28,6 +29,7 @@ __all__ = [
     "FirstObjection",
     "RetrieveBelow",
     "RetryBelow",
+    "ShowProvisional",
     "Threshold",
     "Unscored",
     "Within",

@@ -118,6 +118,7 @@ class Document(_Part):
     on_unscorable: Literal["abstain", "accept", "escalate"] = Field("abstain", description=_UNSCORED)
     on_error: Literal["abstain", "accept", "escalate"] = Field("abstain", description=_UNSCORED)
     budget: Budget | None = Field(None, description="{attempts: 6, seconds: 120}")
+    provisional: bool = Field(False, description="true, if a stream may show text before it is decided on")
 
 
 def checked(source: Source) -> Document:

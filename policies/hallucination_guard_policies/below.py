@@ -26,6 +26,7 @@ _TAKEN = frozenset(
         "max_attempts",
         "on_error",
         "on_unscorable",
+        "provisional",
         "retrieve_failed",
         "suspended",
         "uncalibrated",

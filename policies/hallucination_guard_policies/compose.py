@@ -64,6 +64,11 @@ class Composable(ABC):
         return any(getattr(part, "redraws", True) for part in self.parts)
 
     @property
+    def provisional(self) -> bool:
+        """Whether a stream may show text before it is decided on."""
+        return any(getattr(part, "provisional", False) for part in self.parts)
+
+    @property
     def unnamed(self) -> str:
         """What it depends on and cannot tell from another of its kind, in words; empty when there is nothing."""
         return next((words for part in self.parts if (words := getattr(part, "unnamed", ""))), "")

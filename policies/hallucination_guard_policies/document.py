@@ -19,6 +19,7 @@ from hallucination_guard_policies.accept import Accept
 from hallucination_guard_policies.budget import Budget, Within
 from hallucination_guard_policies.compose import BothObject, Composable, FirstObjection
 from hallucination_guard_policies.escalate import EscalateBelow
+from hallucination_guard_policies.provisional import ShowProvisional
 from hallucination_guard_policies.retrieve import RetrieveBelow
 from hallucination_guard_policies.retry import RetryBelow
 from hallucination_guard_policies.unscored import Unscored
@@ -132,7 +133,9 @@ class _Builder:
             chain = self._at(("rules", place), FirstObjection, (chain, self._rule(rule, ("rules", place))))
         scored = Unscored(chain, on_unscorable=document.on_unscorable, on_error=document.on_error, to=self.to)
         budget = Budget(**document.budget.model_dump(exclude_none=True)) if document.budget else Budget()
-        return Document(id=document.id, version=document.version, policy=Within(scored, budget))
+        within: Policy = Within(scored, budget)
+        policy = ShowProvisional(within) if document.provisional else within
+        return Document(id=document.id, version=document.version, policy=policy)
 
     def _rule(self, rule: _schema.Rule, path: tuple[int | str, ...]) -> Policy:
         if rule.both is not None:

@@ -154,6 +154,22 @@ async def test_the_callers_span_is_active_in_the_guards_thread(exported: Exporte
     assert record.span_id == span.get_span_context().span_id
 
 
+@pytest.mark.parametrize("way", ["stream", "astream"])
+@pytest.mark.parametrize(("score", "label"), [(0.1, "accept"), (1.0, "abstain")])
+async def test_a_stream_is_one_event_on_the_callers_span(
+    exported: Exported, way: str, score: float, label: str
+) -> None:
+    guard = _guard(score, answers="Zebras are. Okapis are not.")
+    with TRACER.start_as_current_span("chat") as span:
+        if way == "stream":
+            list(guard.stream("a"))
+        else:
+            [each async for each in guard.astream("a")]
+    [record] = exported.records
+    assert record.attributes["gen_ai.evaluation.score.label"] == label
+    assert record.span_id == span.get_span_context().span_id
+
+
 def test_a_review_of_what_something_else_wrote_is_an_event(exported: Exported) -> None:
     outcome = _guard(0.1).review("a", answer=DRAFT)
     assert [each.attributes["gen_ai.response.id"] for each in exported.records] == [outcome.request_id]

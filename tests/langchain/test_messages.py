@@ -18,7 +18,7 @@ from langchain_core.messages import (
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.testing import MemorySink
-from hallucination_guard.values import Message
+from hallucination_guard.values import ToolCall
 from hallucination_guard_langchain.convert import as_guard_messages
 
 CALL: Any = {"name": "search", "args": {"q": "Ada"}, "id": "1"}
@@ -51,7 +51,16 @@ SPOKEN: dict[str, tuple[BaseMessage, tuple[str, str]]] = {
 @pytest.mark.parametrize("kind", SPOKEN)
 def test_a_message_becomes_a_role_and_a_text(kind: str) -> None:
     message, (role, content) = SPOKEN[kind]
-    assert as_guard_messages([message]) == [Message(role=role, content=content)]
+    [found] = as_guard_messages([message])
+    assert (found.role, found.content) == (role, content)
+
+
+@pytest.mark.parametrize("kind", ["tool call", "tool", "human"])
+def test_calls_and_the_names_of_results_stay(kind: str) -> None:
+    [found] = as_guard_messages([SPOKEN[kind][0]])
+    calls = {"tool call": (ToolCall(name="search", arguments={"q": "Ada"}, id="1"),)}
+    assert found.tool_calls == calls.get(kind, ())
+    assert found.tool_call_id == ("1" if kind == "tool" else "")
 
 
 @pytest.mark.parametrize("block", ["image_url", "image", "audio", "file", "video", None])
@@ -70,10 +79,11 @@ def test_a_tools_round_is_read_in_order(open_model: Any, sink: MemorySink) -> No
     open_model.invoke(
         [HumanMessage("Hm?"), AIMessage("", tool_calls=[CALL]), ToolMessage("42", tool_call_id="1")],
     )
+    called = {"id": "1", "type": "function", "function": {"name": "search", "arguments": '{"q": "Ada"}'}}
     assert sink.records[0].to_json_dict()["prompt"] == [
         {"role": "user", "content": "Hm?"},
-        {"role": "assistant", "content": ""},
-        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "", "tool_calls": [called]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
     ]
 
 

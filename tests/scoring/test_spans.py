@@ -22,8 +22,9 @@ from hallucination_guard.scoring import (
     semgrad_by_span,
     spans,
 )
-from hallucination_guard.scoring.sentences import sentence_ranges, sentence_starts, token_texts
+from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
+from hallucination_guard.values.text import sentence_ranges, sentence_starts
 
 ANSWER = "It was Ada. She wrote it! Or not?"
 SENTENCES = ["It was Ada.", " She wrote it!", " Or not?"]

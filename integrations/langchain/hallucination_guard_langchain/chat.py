@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from operator import itemgetter
 from typing import Any, Literal, cast
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseRunManager, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.guard import Guard
-from hallucination_guard.values import Outcome
+from hallucination_guard.values import Event, Outcome
 from hallucination_guard_langchain.convert import (
     LLM_TYPE,
     LowConfidenceError,
@@ -51,8 +51,9 @@ def outcomes_of() -> Iterator[list[Outcome]]:
 class GuardedChatModel(BaseChatModel):
     """A guard, usable wherever LangChain takes a chat model: chains, agents, RAG, sync and async, streamed or not.
 
-    There is no token stream: what is not yet decided on must not leave. ``stream`` gives the decided text as one
-    chunk, and no callback sees a draft. The verdict is plain JSON in ``response_metadata["hallucination_guard"]``.
+    What is not yet decided on does not leave. ``stream`` gives a chunk for each sentence that was let through, where
+    the guard's thresholds are of streams (``Guard.streams``), else the decided text as one chunk; no callback sees a
+    draft. The verdict is plain JSON in ``response_metadata["hallucination_guard"]``, of a stream in its last chunk.
 
     Args:
         guard: decides on every answer.
@@ -208,22 +209,62 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        """One chunk, after the decision: what is streamed cannot be taken back."""
-        message = self._answer(messages, stop, run_manager, kwargs)
-        whole = AIMessageChunk(
-            content=message.content,
-            response_metadata=message.response_metadata,
-            usage_metadata=message.usage_metadata,
-            tool_call_chunks=[
-                tool_call_chunk(name=each["name"], args=json.dumps(each["args"]), id=each["id"], index=at)
-                for at, each in enumerate(message.tool_calls)
-            ],
-            chunk_position="last",
+        """A chunk for each sentence, after its decision: what is streamed cannot be taken back."""
+        if not self.guard.streams:
+            chunk = _last_chunk(self._answer(messages, stop, run_manager, kwargs), released="")
+            if run_manager is not None:
+                run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+            yield chunk
+            return
+        with unheard():
+            events = self.guard.stream(
+                as_guard_messages(messages), thread_id=_thread(run_manager), **self._settings(stop, kwargs)
+            )
+        while True:
+            # Not around the yield: what is silenced here would be silenced for the one who reads as well.
+            with unheard():
+                event = next(events)
+            chunk = self._chunk(event, kwargs)
+            if run_manager is not None:
+                run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+            yield chunk
+            if isinstance(event, Outcome):
+                return
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        """The same, without blocking the loop; what asks at the same time is decoded together."""
+        if not self.guard.streams:
+            async for whole in super()._astream(messages, stop, run_manager, **kwargs):
+                yield whole
+            return
+        events = self.guard.astream(
+            as_guard_messages(messages), thread_id=_thread(run_manager), **self._settings(stop, kwargs)
         )
-        chunk = ChatGenerationChunk(message=whole)
-        if run_manager is not None:
-            run_manager.on_llm_new_token(str(message.content), chunk=chunk)
-        yield chunk
+        async with aclosing(events):
+            while True:
+                with unheard():
+                    event = await anext(events)
+                chunk = self._chunk(event, kwargs)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
+                yield chunk
+                if isinstance(event, Outcome):
+                    return
+
+    def _chunk(self, event: Event, kwargs: dict[str, Any]) -> ChatGenerationChunk:
+        """An event as LangChain streams it; the outcome is the last chunk."""
+        if isinstance(event, Outcome):
+            said = self._said(event, kwargs)
+            if event.accepted:  # all of it was released
+                said = said.model_copy(update={"content": ""})
+            return _last_chunk(said, released="" if event.accepted else event.released)
+        return ChatGenerationChunk(message=AIMessageChunk(content=event.text))
 
     def _answer(
         self,
@@ -232,15 +273,47 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None,
         kwargs: dict[str, Any],
     ) -> AIMessage:
-        # A stream is given no run manager; inside a chain or a graph the config is there all the same.
-        thread_id = thread_of(ensure_config({"metadata": run_manager.metadata} if run_manager is not None else None))
         with unheard():
-            outcome = self.guard(as_guard_messages(messages), thread_id=thread_id, **self._settings(stop, kwargs))
+            outcome = self.guard(
+                as_guard_messages(messages), thread_id=_thread(run_manager), **self._settings(stop, kwargs)
+            )
+        return self._said(outcome, kwargs)
+
+    def _said(self, outcome: Outcome, kwargs: dict[str, Any]) -> AIMessage:
+        """What the chain gets."""
         if (into := _OUTCOMES.get()) is not None:
             into.append(outcome)
         if outcome.text is None and self.on_abstain == "error":
             raise LowConfidenceError(outcome)
         return as_ai_message(outcome, abstention=self.abstention, model_name=str(kwargs.get("model") or self._name))
+
+
+def _thread(run_manager: BaseRunManager | None) -> str | None:
+    # A stream is given no run manager; inside a chain or a graph the config is there all the same.
+    return thread_of(ensure_config({"metadata": run_manager.metadata} if run_manager is not None else None))
+
+
+def _last_chunk(message: AIMessage, *, released: str) -> ChatGenerationChunk:
+    """The end of a stream: what of the message was not released before, its calls, and the verdict.
+
+    Args:
+        message: what of it is not said yet.
+        released: what was.
+    """
+    text = str(message.text)
+    # An abstention, or the answer of an escalation's target, is a paragraph of its own behind what was released.
+    rest = f"\n\n{text}" if released else text
+    whole = AIMessageChunk(
+        content=rest,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        tool_call_chunks=[
+            tool_call_chunk(name=each["name"], args=json.dumps(each["args"]), id=each["id"], index=at)
+            for at, each in enumerate(message.tool_calls)
+        ],
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=whole)
 
 
 def tool_choice_of(given: str | dict[str, Any] | bool | None) -> str:

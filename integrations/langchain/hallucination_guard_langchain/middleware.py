@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -125,7 +126,7 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Let the model answer unheard, and decide."""
         self._check(request)
-        with unheard(), outcomes_of() as outcomes:
+        with self._hearing(request), outcomes_of() as outcomes:
             written = handler(request)
             return self._decided(request, written, outcomes)
 
@@ -134,7 +135,7 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """The same, without blocking the loop."""
         self._check(request)
-        with unheard(), outcomes_of() as outcomes:
+        with self._hearing(request), outcomes_of() as outcomes:
             written = await handler(request)
             return await run_in_executor(None, self._decided, request, written, outcomes)
 
@@ -145,6 +146,14 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
                 hint="give both the same guard",
             )
 
+    def _hearing(self, request: ModelRequest[Any]) -> AbstractContextManager[object]:
+        """Nobody hears the model, but a guarded one whose sentences stream: it has decided on what it says.
+
+        Not where its calls may have to wait for a human.
+        """
+        guarded = isinstance(request.model, GuardedChatModel) and self.guard.streams
+        return nullcontext() if guarded and not self.require_approval_below else unheard()
+
     def _decided(
         self, request: ModelRequest[Any], written: ModelResponse[Any], outcomes: Sequence[Outcome]
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
@@ -152,6 +161,10 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         if draft is None:
             raise InputError("the model gave no message of its own", hint="put the guard inside of what replaces it")
         outcome = self._outcome(request, draft, outcomes)
+        if isinstance(request.model, GuardedChatModel) and outcome.decision.action == "abstain":
+            if self.exit_behavior == "error":
+                raise LowConfidenceError(outcome)
+            return written  # as it was streamed
         if outcome.accepted:
             message = self._accepted(draft, outcome)
             shaky = self._shaky(outcome)

@@ -1,20 +1,18 @@
-"""Which tokens of an answer are which sentence.
+"""Texts: what of them is visible, and where their sentences are.
 
-A token may hold part of a character, or the end of one sentence and the beginning of the next. So what a token adds to
-the text is found by decoding every prefix of the answer, and a token belongs to the sentence of its first visible
+A token may hold the end of one sentence and the beginning of the next. It belongs to the sentence of its first visible
 character: every token to exactly one, in order.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
-from itertools import pairwise
 
-from hallucination_guard.model.tokenizer import Tokenizer
+__all__ = ["has_visible", "sentence_ranges", "sentence_starts"]
 
-__all__ = ["sentence_ranges", "sentence_starts", "token_texts"]
-
+_VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
 # Possessive: a model that goes round in circles writes a thousand line breaks, and backtracking would cube them.
 _END = re.compile(r"(?:[.!?…]++[\"'”’»)\]*]*+\s++|[。！？]++[」』”’）]*+\s*+|\n\s*+)(?=\S)")
 _ABBREVIATION = re.compile(
@@ -23,22 +21,9 @@ _ABBREVIATION = re.compile(
 _NUMBERED = re.compile(r"(?:^|\n)\s*\d{1,3}\.$")  # the number of an item in a list
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> tuple[str, ...]:
-    """What each token adds to the decoded text; nothing where it holds a character's beginning only.
-
-    Args:
-        tokenizer: of the model.
-        ids: of the answer.
-        special: whether special tokens are part of the text.
-    """
-    whole = tokenizer.decode(ids, skip_special_tokens=not special)
-    ends = [0]
-    for stop in range(1, len(ids)):
-        prefix = tokenizer.decode(ids[:stop], skip_special_tokens=not special)
-        # Half a character decodes to a mark of its own, which is no part of the whole.
-        ends.append(max(ends[-1], _shared(prefix, whole)))
-    ends.append(len(whole))
-    return tuple(whole[start:stop] for start, stop in pairwise(ends))[: len(ids)]
+def has_visible(text: str) -> bool:
+    """Whether there is anything in it that could be right or wrong: letters, numbers or symbols."""
+    return any(unicodedata.category(each)[0] in _VISIBLE for each in text)
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -56,30 +41,24 @@ def sentence_starts(text: str) -> list[int]:
     return starts
 
 
-def _shared(prefix: str, whole: str) -> int:
-    """How many characters both begin with."""
-    if whole.startswith(prefix):
-        return len(prefix)
-    both = enumerate(zip(prefix, whole, strict=False))
-    return next((at for at, (one, other) in both if one != other), min(len(prefix), len(whole)))
-
-
 def sentence_ranges(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """The sentences of an answer as ranges of its tokens, which they divide among them.
 
     Args:
-        texts: of the tokens, see :func:`token_texts`.
+        texts: of the tokens, what each adds to the answer's text.
     """
     starts = sentence_starts("".join(texts))
     begins = [0]
     at, sentence = 0, 0
+    half: int | None = None  # where tokens begin that hold a character's first bytes: they belong to its last one
     for index, text in enumerate(texts):
         visible = text.lstrip()
         if visible:
             first = at + len(text) - len(visible)
             now = sum(start <= first for start in starts) - 1
             if now > sentence and index:
-                begins.append(index)
+                begins.append(index if half is None else half)
             sentence = max(sentence, now)
+        half = (index if half is None else half) if not text else None
         at += len(text)
     return tuple(zip(begins, [*begins[1:], len(texts)], strict=True)) if texts else ()

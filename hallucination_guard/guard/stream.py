@@ -1,0 +1,206 @@
+"""The stream gate: an answer leaves sentence by sentence, each only after the answer up to its end was let through.
+
+Each beginning of the answer is scored, judged and decided on like an answer of its own, and recorded before it leaves.
+One that is not let through ends the stream by the policy's decision, or goes on otherwise: a further draft keeps what
+was released and begins after it. So what a reader has is always the beginning of one answer.
+
+A certificate for streams is of the greatest doubt over all beginnings (``calibrate --for stream``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hallucination_guard.errors import GuardError, ModelError
+from hallucination_guard.guard.loop import Loop
+from hallucination_guard.guard.progress import Draft, Progress
+from hallucination_guard.values import (
+    Decision,
+    Event,
+    Generation,
+    Live,
+    Provisional,
+    Released,
+    Score,
+    StreamingModel,
+    Verdict,
+)
+from hallucination_guard.values.text import has_visible, sentence_ranges
+
+__all__ = ["ReaderGone", "Streaming"]
+
+
+class ReaderGone(GuardError):
+    """Nobody reads the stream any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """What takes part in one guarded stream.
+
+    Args:
+        loop: scores, judges, decides, carries out and records, as for a call.
+        model: draws answers that can be read while they are drawn.
+        gone: whether the reader is gone.
+        provisional: whether text is shown before it is decided on, as the policy allows.
+    """
+
+    loop: Loop
+    model: StreamingModel
+    gone: Callable[[], bool]
+    provisional: bool = False
+
+    def __call__(self, progress: Progress) -> Iterator[Event]:
+        """Bring a prompt to its outcome, which is the last event.
+
+        Raises:
+            ReaderGone: if the reader is; the draft is recorded as interrupted.
+        """
+        progress.streamed = True
+        while progress.outcome is None:
+            live = self.model.stream(
+                progress.messages,
+                begin=progress.released_ids,
+                gone=self.gone,
+                question=progress.settings.question,
+                **progress.drawing,
+            )
+            try:
+                yield from self._draft(progress, live)
+            except BaseException as error:
+                live.leave()
+                if progress.newest is not None and progress.recorded < progress.attempt:
+                    progress.replace(live.beginning(len(live.texts())))
+                self.loop.recorder.interrupted([progress], error)
+                raise
+            live.leave()
+
+    def _draft(self, progress: Progress, live: Live) -> Iterator[Event]:
+        """One draft, as far as it is let through."""
+        unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.loop.scorer.identity))
+        progress.begin(live.beginning(len(progress.released_ids)), unfinished)
+        if self.provisional:
+            self._announce(progress)
+        measure, scoring, begin = self._measure(), 0.0, len(progress.released_ids)
+        for step in self._steps(progress, live):
+            if isinstance(step, Provisional):
+                yield step
+                continue
+            with live.hold():
+                generation = live.beginning(step)
+                progress.replace(generation)
+                [score] = self.loop.score([generation], lambda _, each: [measure(one) for one in each])
+            scoring += score.seconds
+            decision = self._decide(progress, generation, score)
+            goes_on = decision.action == "accept" and generation.finish_reason == "open"
+            if not goes_on:
+                _count(progress, generation, scoring, begin)
+            if decision.action != "accept":
+                self._end_otherwise(progress, decision)
+                break
+            yield self._released(progress, generation, decision, goes_on=goes_on)
+        if progress.outcome is not None:
+            yield progress.outcome
+
+    def _measure(self) -> Callable[[Generation], Score]:
+        """How the beginnings of one draft are scored."""
+        scorer, model = self.loop.scorer, self.model
+        grown: Callable[[StreamingModel], Callable[[Generation], Score]] | None = getattr(scorer, "beginnings", None)
+        return grown(model) if grown is not None else lambda generation: scorer.batch(model, [generation])[0]
+
+    def _announce(self, progress: Progress) -> None:
+        """Write down, before anything is shown, that text is shown which nobody has decided on."""
+        assert progress.newest is not None
+        blind = Verdict(score=Score.unscorable("shown before it is decided on", scorer=self.loop.scorer.identity))
+        draft = progress.newest
+        progress.newest = Draft(attempt=draft.attempt, generation=draft.generation, verdict=blind)
+        decision = Decision(action="accept", rule="provisional", reason="the policy lets text be shown undecided")
+        self.loop.recorder.part(progress, decision, start=0, stop=0, text="")
+        progress.newest = draft
+
+    def _steps(self, progress: Progress, live: Live) -> Iterator[int | Provisional]:
+        """How many tokens the answer has up to the end of each further sentence, as soon as that is known."""
+        done = seen = len(progress.released_ids)
+        shown, begins = len(progress.released), True
+        while True:
+            live.wait(seen)
+            if self.gone():
+                raise ReaderGone("the reader left the stream")
+            ended, texts = live.ended, live.texts()
+            prose = live.prose()
+            if self.provisional and prose > shown:
+                text = "".join(texts)[shown:prose]
+                yield Provisional(text=text, begins=begins)
+                shown, begins = prose, False
+            ends = [stop for _, stop in sentence_ranges(texts)]
+            if ended is None:
+                ends = [stop for stop in ends[:-1] if len("".join(texts[:stop])) <= prose]
+            elif called := live.beginning(len(texts)).written_calls:  # calls are decided on with the whole answer
+                ends = [stop for stop in ends if len("".join(texts[:stop])) <= called[0].start]
+            for stop in ends:
+                if done < stop < len(texts) and has_visible("".join(texts[:stop])):
+                    yield stop
+                    done = stop
+            if ended is not None:
+                yield len(texts)
+                return
+            seen = len(texts)
+
+    def _decide(self, progress: Progress, generation: Generation, score: Score) -> Decision:
+        judging = self.loop.judging
+        first = progress.judged is None and not progress.released_ids
+        verdict = judging.verdict(
+            score,
+            conditions=progress.conditions,
+            attempt=progress.attempt,
+            at_least=progress.doubt,
+            notices=first and progress.attempt == 1,
+        )
+        progress.newest = progress.judged = Draft(attempt=progress.attempt, generation=generation, verdict=verdict)
+        decision = self.loop.decide(progress, verdict)
+        if decision.action == "accept":
+            progress.doubt = judging.value(score, at_least=progress.doubt)
+        else:
+            progress.rules.append(decision.rule)
+        return decision
+
+    def _released(self, progress: Progress, generation: Generation, decision: Decision, *, goes_on: bool) -> Released:
+        """Record it, and what leaves of it.
+
+        Raises:
+            ModelError: if it does not begin with what was released.
+        """
+        assert progress.newest is not None
+        text = _rest(progress, generation)
+        if goes_on:
+            start, stop = len(progress.released_ids), len(generation.response_token_ids)
+            self.loop.recorder.part(progress, decision, start=start, stop=stop, text=text)
+            progress.release(generation, text)
+        else:
+            self.loop.recorder.draft(progress, decision)
+            progress.release(generation, text)
+            self.loop.end(progress, decision, generation.content)
+        audit_id = progress.audit_ids[-1] if progress.audit_ids else ""
+        return Released(text=text, verdict=progress.newest.verdict, audit_id=audit_id)
+
+    def _end_otherwise(self, progress: Progress, decision: Decision) -> None:
+        assert progress.judged is not None
+        self.loop.carry_out(progress, progress.judged, decision)
+
+
+def _rest(progress: Progress, generation: Generation) -> str:
+    text, released = generation.content, progress.released
+    if text.startswith(released):
+        return text[len(released) :]
+    # Without its calls an answer is stripped of the space around it.
+    if generation.written_calls and text.startswith(released.strip()):
+        return text[len(released.strip()) :]
+    raise ModelError("the answer does not begin with what was released", hint="its tokenizer rewrites earlier text")
+
+
+def _count(progress: Progress, generation: Generation, scoring: float, begin: int) -> None:
+    progress.generating += max(0.0, generation.seconds - scoring)
+    progress.scoring += scoring
+    progress.tokens_in += len(generation.prompt_token_ids)
+    progress.tokens_out += len(generation.response_token_ids) - begin

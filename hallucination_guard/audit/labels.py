@@ -269,11 +269,11 @@ def _labelled(record: AuditRecord, correct: bool, judge: str, parts: Sequence[Au
             judge=judge,
             scores=plain["scores"],
             reason=record.detail,
-            length=record.tokens["out"],
+            length=_scored(record),
             model=ModelIdentity(**plain["model"]),
             scorer=ScorerIdentity(**plain["scorer"]),
             conditions=Conditions.from_json_dict(plain.get("conditions")),
-            beginnings=tuple(Beginning(length=each.tokens["out"], scores=dict(each.scores)) for each in parts)
+            beginnings=tuple(Beginning(length=_scored(each), scores=dict(each.scores)) for each in parts)
             if streamed
             else (),
             seconds=plain["seconds"],
@@ -282,6 +282,11 @@ def _labelled(record: AuditRecord, correct: bool, judge: str, parts: Sequence[Au
         raise AuditError(
             f"the record {record.id} cannot be used as a labelled answer: {error}", hint="verify the log"
         ) from None
+
+
+def _scored(record: AuditRecord) -> int:
+    """How many tokens were scored: without a reasoning model's thinking."""
+    return record.tokens.get("scored", record.tokens["out"])
 
 
 def _answered(record: AuditRecord) -> AuditRecord:

@@ -56,7 +56,7 @@ class AuditRecord:
         rule: the rule that fired.
         reason: the same in words. Never text of the prompt or the answer.
         judged: the attempt whose draft the decision is about; 0, the default, stands for ``attempt``.
-        tokens: ``in`` and ``out``, of this attempt.
+        tokens: ``in`` and ``out``, of this attempt; ``scored`` where thinking was left out of the scores.
         seconds: ``generate`` and ``score``, wall time of this attempt.
         retrieved: ids of the documents that were put into the prompt.
         prompt: list of role/content, or text; in a log that keeps no text, what stands for it.

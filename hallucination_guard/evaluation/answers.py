@@ -141,13 +141,14 @@ def _parts(model: WhiteBoxModel, scorer: Scorer, generation: Generation) -> Sequ
 
 
 def _row(item: Item, generation: Generation, score: Score, parts: Sequence[tuple[int, Score]] = ()) -> dict[str, Any]:
-    beginnings = [{"length": length, "scores": dict(each.scores)} for length, each in parts if each.scores]
+    beginnings = [{"length": len(each.token_logprobs), "scores": dict(each.scores)} for _, each in parts if each.scores]
     return {
         "id": item.id,
         "query": item.query,
-        "response": generation.text,
+        "response": generation.content if generation.thinking else generation.text,
         "response_token_ids": list(generation.response_token_ids),
         "conditions": Conditions.of(generation).to_json_dict(),
+        "length": len(score.token_logprobs) or len(generation.response_token_ids),
         "status": score.status,
         "reason": score.reason,
         "scores": dict(score.scores),
@@ -199,7 +200,7 @@ def labelled(
                     judge=by,
                     scores=row["scores"],
                     reason=row["reason"],
-                    length=len(row["response_token_ids"]),
+                    length=row.get("length", len(row["response_token_ids"])),
                     model=model,
                     scorer=scorer,
                     conditions=Conditions.from_json_dict(row["conditions"]),

@@ -13,7 +13,17 @@ from typing import Literal
 from hallucination_guard.audit.record import AuditRecord, Sink
 from hallucination_guard.errors import AuditError, GuardError
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.values import JSON, Call, Decision, Message, ModelIdentity, Policy, ScorerIdentity
+from hallucination_guard.values import (
+    JSON,
+    Call,
+    Decision,
+    Generation,
+    Message,
+    ModelIdentity,
+    Policy,
+    Score,
+    ScorerIdentity,
+)
 
 __all__ = ["Recorder", "Review", "policy_identity"]
 
@@ -173,7 +183,7 @@ class Recorder:
             rule=decision.rule,
             reason=decision.reason,
             judged=(progress.judged or draft).attempt,
-            tokens={"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)},
+            tokens=_tokens(generation, score),
             seconds={"generate": generation.seconds, "score": score.seconds},
             retrieved=progress.retrieved,
             gate="stream" if progress.streamed and not escalated else None,
@@ -181,6 +191,13 @@ class Recorder:
             answer=answer if escalated else generation.text,
             versions=_versions(),
         )
+
+
+def _tokens(generation: Generation, score: Score) -> dict[str, int]:
+    """``in`` and ``out``, and how many of these were ``scored`` where thinking was left out."""
+    counts = {"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)}
+    scored = len(score.token_logprobs)
+    return counts if scored in (0, counts["out"]) else {**counts, "scored": scored}
 
 
 def policy_identity(policy: Policy) -> dict[str, JSON]:

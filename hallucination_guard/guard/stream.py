@@ -139,7 +139,8 @@ class Streaming:
             elif called := live.beginning(len(texts)).written_calls:  # calls are decided on with the whole answer
                 ends = [stop for stop in ends if len("".join(texts[:stop])) <= called[0].start]
             for stop in ends:
-                if done < stop < len(texts) and has_visible("".join(texts[:stop])):
+                # While it thinks, there is nothing to decide on.
+                if done < stop < len(texts) and has_visible(live.beginning(stop).content):
                     yield stop
                     done = stop
             if ended is not None:
@@ -193,7 +194,7 @@ def _rest(progress: Progress, generation: Generation) -> str:
     text, released = generation.content, progress.released
     if text.startswith(released):
         return text[len(released) :]
-    # Without its calls an answer is stripped of the space around it.
+    # Without its calls, an answer is stripped of the space around it.
     if generation.written_calls and text.startswith(released.strip()):
         return text[len(released.strip()) :]
     raise ModelError("the answer does not begin with what was released", hint="its tokenizer rewrites earlier text")

@@ -234,7 +234,7 @@ class _Found:
 
 
 def written_calls(
-    form: CallFormat, text: str, tools: Sequence[Tool], *, prompt_token_ids: Sequence[int]
+    form: CallFormat, text: str, tools: Sequence[Tool], *, prompt_token_ids: Sequence[int], begin: int = 0
 ) -> tuple[WrittenCall, ...]:
     """The calls in an answer, as its family writes them; none if one that was begun cannot be parsed.
 
@@ -243,12 +243,13 @@ def written_calls(
         text: of the answer.
         tools: that were offered; what has no name among them is no call.
         prompt_token_ids: of its prompt, so that no two calls of a conversation have one id.
+        begin: the character behind the thinking, in which nothing is called.
     """
     names = {each.name for each in tools}
     if not names:
         return ()
     calls = []
-    for number, (start, stop, found) in enumerate(_scanned(text, form)):
+    for number, (start, stop, found) in enumerate(_scanned(text, form, begin)):
         if found is None or found.name not in names:
             return ()
         # Nine letters and digits: what Mistral's templates accept, and so do all others.
@@ -258,19 +259,19 @@ def written_calls(
     return tuple(calls)
 
 
-def _scanned(text: str, form: CallFormat) -> Iterator[tuple[int, int, _Found | None]]:
+def _scanned(text: str, form: CallFormat, at: int) -> Iterator[tuple[int, int, _Found | None]]:
     """Where calls begin and end, and what they say; None for one that says nothing."""
     begin, end = _MARKS[form]
     if form == "llama":
-        start = text.find("<|python_tag|>")
-        inner = _skip(text, start + len("<|python_tag|>") if start >= 0 else 0)
+        start = text.find("<|python_tag|>", at)
+        inner = _skip(text, start + len("<|python_tag|>") if start >= 0 else at)
         if text[inner : inner + 1] == "{":
             found, stop = _call_at(text, inner, "parameters")
             whole = found is not None and _skip(text, stop) == len(text)
             # JSON that is no call is an answer like any other.
-            yield from [(0, len(text), found)] if whole else []
+            yield from [(at, len(text), found)] if whole else []
         return
-    at = text.find(begin)
+    at = text.find(begin, at)
     while at >= 0:
         inner = _skip(text, at + len(begin))
         if form == "mistral":

@@ -17,6 +17,7 @@ from hallucination_guard.model.grammar import Constrained, grammar_for
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.replay import Trace
+from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.values import Anchor, FinishReason, Generation, GenerationSettings, ModelIdentity, Prompt
 
@@ -133,6 +134,9 @@ def generation_of(
     tools = () if settings.tool_choice == "none" else settings.tools or ()
     text = written_text(inside.tokenizer, answer, calls=bool(tools))
     form, ids = format_of(inside.tokenizer), prompt.token_ids
+    thinking = thinking_tokens(inside.tokenizer, prompt.text, answer)
+    spoken = len(written_text(inside.tokenizer, answer[:thinking], calls=bool(tools)))
+    calls = () if ending == "open" else written_calls(form, text, tools, prompt_token_ids=ids, begin=spoken)
     return Generation(
         messages=prompt.messages,
         prompt_token_ids=ids,
@@ -142,7 +146,9 @@ def generation_of(
         settings=replace(settings, question=question, max_new_tokens=settings.max_new_tokens if most is None else most),
         model=model,
         anchor=anchor,
-        written_calls=() if ending == "open" else written_calls(form, text, tools, prompt_token_ids=ids),
+        written_calls=calls,
+        thinking=thinking,
+        spoken=spoken,
         seconds=seconds,
         _trace=KeptTrace(trace),
     )

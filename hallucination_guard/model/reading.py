@@ -16,6 +16,7 @@ from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.literal import literal_ids
 from hallucination_guard.model.replay import Trace
+from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.values import Generation, GenerationSettings, Messages, Offered, checked_text
 
@@ -33,6 +34,8 @@ def read(
     """Take an answer that something else wrote; see :meth:`WhiteBoxModel.read`."""
     prompt = inside.prompt(messages, **offered)
     ids, text = _answer(inside, answer, calls=bool(prompt.tools))
+    thinking = thinking_tokens(inside.tokenizer, prompt.text, ids)
+    spoken = len(written_text(inside.tokenizer, ids[:thinking], calls=bool(prompt.tools))) if thinking else 0
     length = len(prompt.token_ids) + len(ids)
     if inside.context is not None and length > inside.context:
         raise InputError(
@@ -48,7 +51,11 @@ def read(
         settings=GenerationSettings.of({"question": question, **offered}),
         model=inside.identity,
         anchor=inside.anchor(prompt, question),
-        written_calls=written_calls(format_of(inside.tokenizer), text, prompt.tools, prompt_token_ids=prompt.token_ids),
+        written_calls=written_calls(
+            format_of(inside.tokenizer), text, prompt.tools, prompt_token_ids=prompt.token_ids, begin=spoken
+        ),
+        thinking=thinking,
+        spoken=spoken,
         _trace=KeptTrace(None),
     )
 

@@ -64,12 +64,12 @@ class Beginnings:
             ScoringError: if the gradient is zero although the answer is not certain.
         """
         trace = self._model.trace(generation, self._layers)
-        answer, head = generation.response_token_ids, self._model.head
+        answer, head = self._settings.counted(generation), self._model.head
         with undisturbed(self._model.model, grad=True):
             said = sum(len(each.entropies) for each in self._readings)
             if said < len(answer):
                 if trace.logits is not None:
-                    new = read_head(head, None, answer[said:], logits=trace.logits[said:])
+                    new = read_head(head, None, answer[said:], logits=trace.logits[said - len(answer) :])
                 else:
                     self._extend(trace, generation)
                     new = read_head(head, self._states()[said:], answer[said:])
@@ -97,7 +97,9 @@ class Beginnings:
         if before == len(trace.states):
             return
         final = self._run(trace)
-        predicting = len(generation.prompt_token_ids) - 1 - trace.start  # the row that predicts the first token
+        thinking = len(generation.response_token_ids) - len(self._settings.counted(generation))
+        # The row that predicts the first token that counts.
+        predicting = len(generation.prompt_token_ids) + thinking - 1 - trace.start
         self._finals.append(final)
         self._hidden.append(final[0, max(0, predicting - before) :].detach())
 
@@ -158,7 +160,7 @@ def score_beginnings(
     ids = generation.response_token_ids
     texts = token_texts(model.tokenizer, ids)
     ends = [stop for _, stop in sentence_ranges(texts)][:-1]
-    stops = [stop for stop in ends if has_visible("".join(texts[:stop]))]
+    stops = [stop for stop in ends if has_visible("".join(texts[generation.thinking : stop]))]
     kept = generation._trace.take() if generation._trace is not None else None
     score, found = scorer.beginnings(model), []
     for stop in [*stops, len(ids)]:

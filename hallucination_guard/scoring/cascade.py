@@ -22,7 +22,7 @@ from typing import Any
 from hallucination_guard.errors import CalibrationError, ConfigurationError, MissingExtra
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.beginnings import Beginnings
-from hallucination_guard.scoring.gradients import Likelihoods, Measured, measure_where
+from hallucination_guard.scoring.gradients import Likelihoods, Measured, Thinking, measure_where
 from hallucination_guard.scoring.scorers import (
     _VERSION,
     ExGrad,
@@ -41,7 +41,7 @@ __all__ = ["Cascade", "CascadeFit", "fit_cascade"]
 
 _CHEAP = ("mean_token_entropy", "max_token_entropy", "sequence_nll", "mean_nll")
 _GRADIENTS: Mapping[str, type[_Gradient]] = {kind.primary: kind for kind in (SemGrad, ParaGrad, ExGrad, HybridGrad)}
-_SETTINGS = frozenset({"layers", "reduction", "weighting"})
+_SETTINGS = frozenset({"layers", "reduction", "weighting", "thinking"})
 _LAST_OF_THE_BAND = math.nextafter(2.0, 0.0)
 _EXACT = 1e-9  # of a count of pairs
 _ROUNDING = 1e-5  # by so much of itself a cheap score may differ between a batch and an answer alone
@@ -109,6 +109,11 @@ class Cascade(_Scorer):
             return self._measure
         grown = Beginnings(model, self.gradient)
         return lambda _, generations: [self._numbers(grown(each, self._undecided)) for each in generations]
+
+    @property
+    def thinking(self) -> Thinking:
+        """As the gradient has it."""
+        return self.gradient.thinking
 
     def _undecided(self, likelihoods: Likelihoods) -> bool:
         low, high = self.band

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -30,8 +30,10 @@ __all__ = [
     "GradientSettings",
     "Likelihoods",
     "Measured",
+    "Thinking",
     "at_anchor",
     "check_felt",
+    "counted_tokens",
     "loss_scale",
     "measure",
     "measure_where",
@@ -42,6 +44,14 @@ _TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each t
 _MOST = 128 * 2**20  # bytes of A that are held at a time
 
 
+Thinking: TypeAlias = Literal["left_out", "counted", "apart"]
+
+
+def counted_tokens(generation: Generation, thinking: Thinking) -> tuple[int, ...]:
+    """The tokens of an answer that are scored."""
+    return generation.response_token_ids[0 if thinking == "counted" else generation.thinking :]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientSettings:
     """What the paper and its code leave open.
@@ -50,22 +60,30 @@ class GradientSettings:
         layers: ``paper`` l = ⌊L/2⌋+1 … L−1; ``official`` (the published code) the last ⌊L/2⌋ of 0 … L−1.
         reduction: ``sum`` over the answer's tokens (the paper's formula) or ``mean`` (the published code).
         weighting: ``entropy`` w_t = ω_t, or ``none`` w_t = 1 (the ablation) for SemGrad.
+        thinking: of a reasoning model's thinking: ``left_out`` of all scores, ``counted`` like the answer, or
+            ``apart``: left out, and its own likelihood scores under ``thinking_…``.
     """
 
     layers: Literal["paper", "official"] = "paper"
     reduction: Literal["sum", "mean"] = "sum"
     weighting: Literal["entropy", "none"] = "entropy"
+    thinking: Thinking = "left_out"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("layers", ("paper", "official")),
             ("reduction", ("sum", "mean")),
             ("weighting", ("entropy", "none")),
+            ("thinking", get_args(Thinking)),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)!r}", hint=f"one of {', '.join(map(repr, allowed))}"
                 )
+
+    def counted(self, generation: Generation) -> tuple[int, ...]:
+        """ŷ: the tokens of an answer whose terms are in the loss, which are its last ones."""
+        return counted_tokens(generation, self.thinking)
 
     def deep(self, depth: int) -> range:
         """The l whose h_{l,t*} count, for a model of L = ``depth`` layers.
@@ -145,7 +163,8 @@ def measure_where(
             # Where the logits were kept, an answer whose gradient is not wanted needs no forward at all.
             for at, (trace, generation) in enumerate(zip(traces, generations, strict=True)):
                 if trace.logits is not None:
-                    reading = read_head(model.head, None, generation.response_token_ids, logits=trace.logits)
+                    answer = settings.counted(generation)
+                    reading = read_head(model.head, None, answer, logits=trace.logits[-len(answer) :])
                     cheap = _likelihoods(reading, trace.origin)
                     if not wanted(cheap):
                         found[at] = cheap
@@ -171,13 +190,14 @@ def _together(
     """One pass: forward, head, and a backward where it is wanted."""
     head = model.head
     run = replay(model.model, model.layout, traces, layers)
-    answers = [generation.response_token_ids for generation in generations]
+    answers = [settings.counted(generation) for generation in generations]
     found: list[Likelihoods] = []
     walks: dict[int, Walk] = {}
     for rows in _in_memory(answers, head):
         states = [run.final[row, _predicting(traces[row], answers[row])].detach().to(head.dtype) for row in rows]
         readings = [
-            read_head(head, own, answers[row], logits=traces[row].logits) for row, own in zip(rows, states, strict=True)
+            read_head(head, own, answers[row], logits=_last(traces[row].logits, len(answers[row])))
+            for row, own in zip(rows, states, strict=True)
         ]
         found += [_likelihoods(reading, traces[row].origin) for row, reading in zip(rows, readings, strict=True)]
         chosen = [at for at, row in enumerate(rows) if wanted is None or wanted(found[row])]
@@ -194,7 +214,7 @@ def _together(
         traces, generations = [traces[row] for row in rows_of], [generations[row] for row in rows_of]
         run = replay(model.model, model.layout, traces, layers)
         walks = dict(enumerate(walks.values()))
-    norms = _norms(model, generations, traces, run, walks, layers)
+    norms = _norms(model, generations, traces, run, walks, layers, settings)
     width = len(layers) * run.final.shape[-1]
     for row, at in zip(rows_of, walks, strict=True):
         semgrad = float(norms[at]) / width
@@ -215,6 +235,10 @@ def _in_memory(answers: Sequence[Sequence[int]], head: Head) -> Iterator[range]:
     yield range(begin, len(answers))
 
 
+def _last(logits: Sequence[Tensor] | None, tokens: int) -> Sequence[Tensor] | None:
+    return None if logits is None else logits[-tokens:]
+
+
 def _predicting(trace: Trace, answer: Sequence[int]) -> slice:
     """The positions whose logits predict ŷ_1 … ŷ_T, in the states from t* on."""
     stop = trace.states.shape[0]
@@ -228,11 +252,12 @@ def _norms(
     run: Replay,
     walks: Mapping[int, Walk],
     layers: range,
+    settings: GradientSettings,
 ) -> Tensor:
     """The backward: for each example of ``run`` Σ_l ‖∂ℓ/∂h_{l,t*}‖₁, 0 for those without a walk."""
     upstream = torch.zeros_like(run.final, dtype=model.head.dtype)
     for row, walk in walks.items():
-        rows = _predicting(traces[row], generations[row].response_token_ids)
+        rows = _predicting(traces[row], settings.counted(generations[row]))
         upstream[row, rows] = walk.by_states.to(upstream)
     by_layer = at_anchor(run, upstream).abs().sum(dim=2)
     check_felt(model, generations, layers, by_layer, upstream)

@@ -14,14 +14,21 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, TypeAlias
 
 from hallucination_guard.errors import ScoringError
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.beginnings import Beginnings
-from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods, Measured, measure
+from hallucination_guard.scoring.gradients import (
+    GradientSettings,
+    Likelihoods,
+    Measured,
+    Thinking,
+    counted_tokens,
+    measure,
+)
 from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
 from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity
 from hallucination_guard.values.text import has_visible
@@ -49,8 +56,9 @@ class _Scorer(ABC):
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every setting that changes a number."""
-        return {key: str(value) for key, value in asdict(self).items()}
+        """Every setting that changes a number. That thinking is left out goes without saying."""
+        plain = {key: str(value) for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if (key, value) != ("thinking", "left_out")}
 
     @property
     def identity(self) -> ScorerIdentity:
@@ -83,14 +91,17 @@ class _Scorer(ABC):
         began = time.perf_counter()
         for generation in generations:
             check_own(model, generation)
-        reasons = [nothing_to_measure(generation) for generation in generations]
+        thinking: Thinking = getattr(self, "thinking", "counted")
+        reasons = [nothing_to_measure(generation, thinking) for generation in generations]
         full = [each for each, reason in zip(generations, reasons, strict=True) if not reason]
         measured = iter(measure(white_box(model), full) if full else [])
         seconds = (time.perf_counter() - began) / max(1, len(generations))
         return [
             Score.unscorable(reason, scorer=self.identity)
             if reason
-            else self._score(next(measured), generation, seconds)
+            else self._score(
+                _with_thinking(next(measured), white_box(model), generation, thinking), generation, seconds
+            )
             for generation, reason in zip(generations, reasons, strict=True)
         ]
 
@@ -202,6 +213,7 @@ class Likelihood(_Scorer):
     """Entropies and likelihoods without any gradient; works without an anchor."""
 
     primary = "sequence_nll"
+    thinking: Thinking = "left_out"
 
     def _measure(self, model: WhiteBoxModel, generations: Sequence[Generation]) -> list[_Numbers]:
         results = []
@@ -209,7 +221,8 @@ class Likelihood(_Scorer):
             generation.release()
             with undisturbed(model.model, grad=False):
                 final = answer_states(model, model.layout.view(model.model, {}), generation)
-                reading = read_head(model.head, final, generation.response_token_ids)
+                answer = counted_tokens(generation, self.thinking)
+                reading = read_head(model.head, final[-len(answer) :], answer)
             results.append(_Numbers.of(reading, {}))
         return results
 
@@ -253,10 +266,25 @@ def check_own(model: Model, generation: Generation) -> None:
         )
 
 
-def nothing_to_measure(generation: Generation) -> str:
+def _with_thinking(numbers: _Numbers, model: WhiteBoxModel, generation: Generation, thinking: Thinking) -> _Numbers:
+    """With the likelihood scores of the thinking beside those of the answer, where they are asked for."""
+    if thinking != "apart" or not generation.thinking:
+        return numbers
+    with undisturbed(model.model, grad=False):
+        final = answer_states(model, model.layout.view(model.model, {}), generation)
+        reading = read_head(
+            model.head, final[: generation.thinking], generation.response_token_ids[: generation.thinking]
+        )
+    own = cheap_scores(reading.entropies.tolist(), reading.logprobs.tolist())
+    return replace(numbers, scores={**numbers.scores, **{f"thinking_{name}": value for name, value in own.items()}})
+
+
+def nothing_to_measure(generation: Generation, thinking: Thinking = "counted") -> str:
     """Why this answer cannot be scored; empty if it can."""
     if not generation.response_token_ids:
         return "the answer is empty"
-    if not has_visible(generation.text):
+    if not counted_tokens(generation, thinking):
+        return "the answer has nothing but its thinking"
+    if not has_visible(generation.text[0 if thinking == "counted" else generation.spoken :]):
         return "the answer has no visible text, only special tokens, white space or punctuation"
     return ""

@@ -58,6 +58,8 @@ class Generation:
         anchor: t*; None on a model without a chat template whose caller did not name the question.
         written_calls: the tools that it calls, and where in ``text``; empty where none were offered. What begins like a
             call and cannot be parsed is text.
+        thinking: how many of its first tokens are a reasoning model's thinking, the marks included.
+        spoken: the character of ``text`` at which the answer behind the thinking begins.
         seconds: wall time of generating (0 for ``read``).
     """
 
@@ -70,6 +72,8 @@ class Generation:
     model: ModelIdentity
     anchor: Anchor | None
     written_calls: tuple[WrittenCall, ...] = ()
+    thinking: int = 0
+    spoken: int = 0
     seconds: float = 0.0
     _trace: Kept | None = field(default=None, repr=False, compare=False)
 
@@ -80,10 +84,10 @@ class Generation:
 
     @property
     def content(self) -> str:
-        """What the answer says besides its calls."""
+        """What the answer says, without thinking and calls. This is what is let through."""
         if not self.written_calls:
-            return self.text
-        ends = [0, *(edge for each in self.written_calls for edge in (each.start, each.stop)), len(self.text)]
+            return self.text[self.spoken :].lstrip() if self.thinking else self.text
+        ends = [self.spoken, *(edge for each in self.written_calls for edge in (each.start, each.stop)), len(self.text)]
         return "".join(self.text[start:stop] for start, stop in zip(ends[::2], ends[1::2], strict=True)).strip()
 
     def release(self) -> None:

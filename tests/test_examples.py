@@ -15,6 +15,7 @@ from hallucination_guard.audit import verify
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "gated_chain.py": ["What is the capital of France? → ", "Swan Lake? → "],
+    "graph.py": ["review When does the warehouse open? [[", "{'text': 'The warehouse in Tarvel opens at six.'}"],
     "agent.py": ["waits for a human: {'text': 'The warehouse in Tarvel opens at six.'}"],
     "policy_from_yaml.py": ["policy second-look version 1", "attempt(s): "],
     "rag_abstention.py": ["What is the office dog called?", "handbook-9"],
@@ -50,8 +51,9 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert found.records >= 2
 
 
-def test_an_agent_takes_at_most_forty_lines() -> None:
-    lines = (EXAMPLES / "agent.py").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["agent.py", "graph.py"])
+def test_an_agent_or_a_graph_takes_at_most_forty_lines(name: str) -> None:
+    lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines[1:] if line.strip()]) <= 40
 
 
@@ -78,3 +80,24 @@ def test_what_an_agent_has_waiting_is_resumed_by_another_process(tmp_path: Path)
     assert [each["answer"] for each in story][1:] == ["The warehouse in Tarvel opens at six."] * 2
     assert story[-1]["detail"] == "approved by a human, not scored"
     assert verify(tmp_path / "audit.jsonl").ok
+
+
+def test_what_a_graph_has_waiting_is_resumed_by_another_process(tmp_path: Path) -> None:
+    said = []
+    for arguments in ((), ("approve",)):
+        run = subprocess.run(
+            [sys.executable, EXAMPLES / "graph.py", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=True,
+        )
+        said.append(run.stdout)
+        draft_is_checkpointed = b"Tarvel" in (tmp_path / "graph.db").read_bytes()
+        assert draft_is_checkpointed == (arguments == ("approve",))
+    assert said[1] == "The warehouse in Tarvel opens at six.\n"
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [each["decision"] for each in records] == ["retrieve", "escalate", "escalate"]
+    assert len({each["request_id"] for each in records}) == 1

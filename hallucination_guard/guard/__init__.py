@@ -11,16 +11,19 @@ from hallucination_guard.guard.guard import Guard
 from hallucination_guard.guard.moves import with_passages
 from hallucination_guard.guard.recording import Review
 from hallucination_guard.guard.reply import ABSTENTION, KEY, NotAnswered, OnAbstain, Reply, Replying, verdict_of
+from hallucination_guard.guard.steps import Kept, Steps
 
 __all__ = [
     "ABSTENTION",
     "KEY",
     "Guard",
+    "Kept",
     "NotAnswered",
     "OnAbstain",
     "Reply",
     "Replying",
     "Review",
+    "Steps",
     "verdict_of",
     "with_passages",
 ]

@@ -17,6 +17,7 @@ from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.moves import Again, carry_out
 from hallucination_guard.guard.progress import Draft, Progress
 from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.guard.telemetry import evaluated
 from hallucination_guard.values import Decision, Drawing, Generation, Model, Policy, Score, Scorer, Verdict
 
 __all__ = ["Loop"]
@@ -66,20 +67,21 @@ class Loop:
         return [each for each in prompts if each.outcome is None]
 
     def _attempt(self, group: list[Progress]) -> None:
+        self.draw(group)
+        for progress, score in zip(group, self.measure(group), strict=True):
+            self.judge(progress, score)
+            self.settle(progress)
+
+    # ------------------------------------------------------------------------------------------------ drawing
+
+    def draw(self, group: list[Progress]) -> None:
+        """Take in the next answer of each prompt; they are drawn alike."""
         generations = [each.given for each in group if each.given is not None] or self._generate(group)
         stale = [progress for progress, each in zip(group, generations, strict=True) if _drawn_before(progress, each)]
         unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.scorer.identity))
         for progress, generation in zip(group, generations, strict=True):
             progress.begin(generation, unfinished)
         self._nudge(stale)
-        generations = [each.newest.generation for each in group if each.newest is not None]
-        scores = self._scores(group, generations)
-        for generation in generations:
-            generation.release()
-        for progress, generation, score in zip(group, generations, scores, strict=True):
-            self._judge(progress, generation, score)
-
-    # ------------------------------------------------------------------------------------------------ drawing
 
     def _nudge(self, stale: list[Progress]) -> None:
         """Draw redraws that repeat an earlier draft again, as far as the model has others to give."""
@@ -106,6 +108,14 @@ class Loop:
         return list(self.model.generate(prompts, question=questions, **drawing))
 
     # ------------------------------------------------------------------------------------------------ scoring
+
+    def measure(self, group: Sequence[Progress]) -> list[Score]:
+        """The scores of the newest drafts. What was kept for scoring is forgotten."""
+        generations = [each.newest.generation for each in group if each.newest is not None]
+        scores = self._scores(group, generations)
+        for generation in generations:
+            generation.release()
+        return scores
 
     def _scores(self, group: Sequence[Progress], generations: Sequence[Generation]) -> list[Score]:
         """Scores of what can be scored; why the rest cannot."""
@@ -155,7 +165,10 @@ class Loop:
 
     # --------------------------------------------------------------------------------- judging and carrying out
 
-    def _judge(self, progress: Progress, generation: Generation, score: Score) -> None:
+    def judge(self, progress: Progress, score: Score) -> None:
+        """Say what the score means, and which draft the next decision is about."""
+        assert progress.newest is not None
+        generation = progress.newest.generation
         progress.generating += generation.seconds
         progress.scoring += score.seconds
         progress.tokens_in += len(generation.prompt_token_ids)
@@ -166,9 +179,14 @@ class Loop:
             progress.judged = progress.newest
         else:
             progress.judged = min(progress.judged, progress.newest, key=lambda draft: self.judging.doubt(draft.verdict))
+
+    def settle(self, progress: Progress) -> Decision:
+        """Let the policy decide on what was judged, carry it out and record it; what it decided."""
+        assert progress.judged is not None
         decision = self.decide(progress, progress.judged.verdict)
         progress.rules.append(decision.rule)
         self.carry_out(progress, progress.judged, decision)
+        return decision
 
     def decide(self, progress: Progress, verdict: Verdict) -> Decision:
         """What the policy says, within the guard's own limit of attempts."""
@@ -228,6 +246,7 @@ class Loop:
                 }
             },
         )
+        evaluated(outcome, primary=self.scorer.primary)
 
 
 def _drawn_before(progress: Progress, generation: Generation) -> bool:

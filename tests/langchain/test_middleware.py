@@ -22,7 +22,7 @@ from langgraph.types import Command
 from pydantic import ConfigDict, Field
 
 from hallucination_guard import Guard, WhiteBoxModel
-from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.errors import ConfigurationError
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard_langchain import GuardedChatModel, HallucinationGuardMiddleware, LowConfidenceError
 from hallucination_guard_policies import AbstainBelow, EscalateBelow, RetrieveBelow
@@ -226,16 +226,26 @@ class TestReview:
 
     @pytest.mark.parametrize(
         "answer",
-        [{"decisions": []}, {"decisions": [{"type": "respond"}]}, "yes", {"decisions": [{"type": "edit"}]}],
+        [
+            {"decisions": []},
+            {"decisions": [{"type": "respond"}]},
+            "yes",
+            {"decisions": [{"type": "edit"}]},
+            {"decisions": [{"type": "edit", "edited_action": {"name": "", "args": {"text": "Zebras."}}}]},
+            {"decisions": [{"type": "edit", "edited_action": {"name": "answer", "args": {"text": " "}}}]},
+        ],
     )
-    def test_a_review_that_says_nothing_lets_nothing_through(self, answer: object) -> None:
+    def test_a_review_that_says_nothing_lets_nothing_through_and_is_asked_for_again(self, answer: object) -> None:
         policy = EscalateBelow(to=None, score="hybridgrad", limit=0.5)
         agent = self._agent(HallucinationGuardMiddleware(_guard(1.0, policy)), Served(answers=[DRAFT]))
         config = {"configurable": {"thread_id": "t"}}
         agent.invoke(ASKED, config)
-        with pytest.raises(InputError):
-            agent.invoke(Command(resume=answer), config)
-        assert DRAFT not in str(agent.get_state(config).values["messages"])
+        for _ in range(2):
+            state = agent.invoke(Command(resume=answer), config)
+            assert state["__interrupt__"][0].value["error"]
+            assert DRAFT not in str(agent.get_state(config).values["messages"])
+        state = agent.invoke(Command(resume={"decisions": [{"type": "approve"}]}), config)
+        assert _last(state).text == DRAFT
 
     @pytest.mark.parametrize("way", ["sync", "async"])
     async def test_a_shaky_call_of_a_named_tool_waits(self, way: str) -> None:

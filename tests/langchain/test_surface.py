@@ -29,11 +29,35 @@ def test_importing_the_guard_does_not_load_langchain() -> None:
 def test_the_public_names_are_these() -> None:
     assert hallucination_guard_langchain.__all__ == [
         "AuditCallback",
+        "GuardNodes",
         "GuardRunnable",
+        "GuardState",
         "GuardedChatModel",
         "HallucinationGuardMiddleware",
+        "HeldAnswers",
         "LowConfidenceError",
+        "add_guard",
+        "way_on",
     ]
+    for name in hallucination_guard_langchain.__all__:
+        assert getattr(hallucination_guard_langchain, name) is not None
+
+
+def test_importing_it_loads_no_agents() -> None:
+    program = "import sys, hallucination_guard_langchain; sys.exit(bool({'langgraph', 'langchain'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["HallucinationGuardMiddleware", "add_guard", "HeldAnswers"])
+def test_what_needs_an_extra_says_which(name: str) -> None:
+    program = f"""
+import sys
+sys.modules["langgraph"] = sys.modules["langchain"] = None
+import hallucination_guard_langchain
+hallucination_guard_langchain.{name}
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "hallucination-guard-semgrad[agents]" in run.stderr
 
 
 def test_a_copy_shares_the_guard(open_model: Any) -> None:

@@ -1,10 +1,11 @@
-"""hallucination-guard for LangChain: a guarded chat model, a guarded step, an observing callback, agent middleware.
+"""hallucination-guard for LangChain: a guarded chat model, a guarded step, an observing callback, agents and graphs.
 
-The middleware alone needs ``langchain`` (extra ``agents``); it is imported when it is used.
+Agent middleware and the nodes of a graph need ``langchain`` (extra ``agents``); they are imported when they are used.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hallucination_guard.errors import MissingExtra
@@ -14,18 +15,41 @@ from hallucination_guard_langchain.convert import LowConfidenceError
 from hallucination_guard_langchain.runnable import GuardRunnable
 
 if TYPE_CHECKING:
+    from hallucination_guard_langchain.graph import GuardNodes, GuardState, add_guard, way_on
+    from hallucination_guard_langchain.held import HeldAnswers
     from hallucination_guard_langchain.middleware import HallucinationGuardMiddleware
 
-__all__ = ["AuditCallback", "GuardRunnable", "GuardedChatModel", "HallucinationGuardMiddleware", "LowConfidenceError"]
+__all__ = [
+    "AuditCallback",
+    "GuardNodes",
+    "GuardRunnable",
+    "GuardState",
+    "GuardedChatModel",
+    "HallucinationGuardMiddleware",
+    "HeldAnswers",
+    "LowConfidenceError",
+    "add_guard",
+    "way_on",
+]
+
+_LATER = {
+    "GuardNodes": "graph",
+    "GuardState": "graph",
+    "HallucinationGuardMiddleware": "middleware",
+    "HeldAnswers": "held",
+    "add_guard": "graph",
+    "way_on": "graph",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name != "HallucinationGuardMiddleware":
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from hallucination_guard_langchain.middleware import HallucinationGuardMiddleware
+        module = import_module(f"{__name__}.{_LATER[name]}")
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"agent middleware needs {error.name}", hint="pip install 'hallucination-guard-semgrad[agents]'"
+            f"{name} needs {error.name}", hint="pip install 'hallucination-guard-semgrad[agents]'"
         ) from None
-    return HallucinationGuardMiddleware
+    found: object = getattr(module, name)
+    return found

@@ -11,20 +11,20 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, hook_config
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import ensure_config, run_in_executor
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.runtime import Runtime
-from langgraph.types import Command, interrupt
+from langgraph.types import Command
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.guard import ABSTENTION, KEY, Guard, Review
-from hallucination_guard.values import Call, Generation, Outcome, ToolCall, as_tools, tool_choice_of
+from hallucination_guard.guard import ABSTENTION, KEY, Guard
+from hallucination_guard.values import Generation, Outcome, ToolCall, as_tools, tool_choice_of
 from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of
 from hallucination_guard_langchain.convert import (
     LowConfidenceError,
@@ -35,34 +35,26 @@ from hallucination_guard_langchain.convert import (
     without_media,
 )
 from hallucination_guard_langchain.quiet import unheard
+from hallucination_guard_langchain.review import (
+    ReviewDecision,
+    Waiting,
+    asked_of_a_human,
+    checked_decisions,
+    record,
+    record_settled,
+    waiting_of,
+)
 
 __all__ = ["HallucinationGuardMiddleware"]
 
-ReviewDecision: TypeAlias = Literal["approve", "edit", "reject"]
-Said: TypeAlias = Literal["held", "approved", "edited", "rejected"]
 Doubt: TypeAlias = Callable[[Generation], Sequence[float]]
 """From a generation to one confidence a tool call, in [0, 1]."""
-
-ANSWER = "answer"
-"""The name of the action under which a human reviews a text."""
 
 STATE = "hallucination_guard_review"
 
 
-class _Waiting(TypedDict):
-    """What waits for a human, as plain JSON: the process that resumes needs nothing else."""
-
-    request_id: str
-    attempt: int
-    rule: str
-    reason: str
-    text: str
-    tool_calls: list[dict[str, Any]]
-    shaky: list[int]
-
-
 class _State(AgentState[Any]):
-    hallucination_guard_review: NotRequired[Annotated[_Waiting | None, PrivateStateAttr]]
+    hallucination_guard_review: NotRequired[Annotated[Waiting | None, PrivateStateAttr]]
 
 
 class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
@@ -112,14 +104,12 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         for name, limit in (require_approval_below or {}).items():
             if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0.0 <= limit <= 1.0:
                 raise ConfigurationError(f"the limit of {name!r} is {limit!r}", hint="a number from 0 to 1")
-        if not allowed_decisions or not set(allowed_decisions) <= {"approve", "edit", "reject"}:
-            raise ConfigurationError(f"allowed_decisions is {allowed_decisions!r}", hint="approve, edit, reject")
         self.guard = guard
         self.exit_behavior = exit_behavior
         self.abstention_message = abstention_message
         self.require_approval_below = dict(require_approval_below or {})
         self.confidence = confidence
-        self.allowed_decisions = list(allowed_decisions)
+        self.allowed_decisions = checked_decisions(allowed_decisions)
         self.served = served
 
     @property
@@ -248,19 +238,16 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         names = sorted({drafted.tool_calls[at].name for at in shaky})
         rule = "require_approval_below" if shaky else outcome.decision.rule
         reason = f"a call of {', '.join(names)} is not sure enough" if shaky else outcome.decision.reason
-        review = _Waiting(
+        review = waiting_of(
+            drafted,
             request_id=outcome.request_id,
             attempt=outcome.attempts,
             rule=rule,
             reason=reason,
-            text=drafted.content,
-            tool_calls=[
-                {"name": each.name, "args": dict(each.arguments), "id": each.id} for each in drafted.tool_calls
-            ],
-            shaky=list(shaky),
+            shaky=shaky,
         )
         if shaky:  # the policy's own escalation is in the log already
-            self._record(request.messages, review, "held", "the middleware", reason, None)
+            record(self.guard, request.messages, review, said="held", by="the middleware", reason=reason)
         message = self._message(outcome)
         metadata = {**message.response_metadata, KEY: {**message.response_metadata[KEY], "decision": "escalate"}}
         held = AIMessage(content=self.abstention_message, response_metadata=metadata)
@@ -277,18 +264,9 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             verdict = state["messages"][-1].response_metadata.get(KEY, {})
             # Otherwise an agent that has to give a structured response would ask the model again, without end.
             return {"jump_to": "end"} if verdict.get("decision") == "abstain" else None
-        asked = _actions(review)
-        request = {
-            "action_requests": [{**each, "description": review["reason"]} for each in asked],
-            "review_configs": [
-                {"action_name": each["name"], "allowed_decisions": self.allowed_decisions} for each in asked
-            ],
-        }
-        decisions = _decisions(interrupt(request), asked, self.allowed_decisions)
+        text, calls, said = asked_of_a_human(review, self.allowed_decisions)
         held = next(each for each in reversed(state["messages"]) if isinstance(each, AIMessage))
-        text, calls, said = _settled(review, decisions)
-        answer = None if said == "rejected" else self.guard.model.write(text, [ToolCall.of(each) for each in calls])
-        self._record(state["messages"][:-1], review, said, "a human", f"{said} by a human", answer)
+        record_settled(self.guard, state["messages"][:-1], review, text, calls, said)
         if said == "rejected":
             return {STATE: None, "jump_to": "end"}  # the abstention that stands there already
         verdict = {**held.response_metadata[KEY], "reviewed": said}
@@ -300,78 +278,3 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     async def aafter_model(self, state: _State, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """The same."""
         return await run_in_executor(None, self.after_model, state, runtime)
-
-    def _record(
-        self,
-        messages: Sequence[AnyMessage],
-        review: _Waiting,
-        said: Said,
-        by: str,
-        reason: str,
-        answer: str | None,
-    ) -> None:
-        self.guard.record_review(
-            as_guard_messages(without_media(messages)),
-            Review(
-                request_id=review["request_id"],
-                attempt=review["attempt"],
-                rule=review["rule"],
-                said=said,
-                by=by,
-                reason=reason,
-                answer=answer,
-                call=Call(thread_id=thread_of(ensure_config())),
-            ),
-        )
-
-
-def _actions(review: _Waiting) -> list[dict[str, Any]]:
-    """What a human is asked about: the calls that are not sure enough, all calls of an answer, or its text."""
-    calls = review["tool_calls"]
-    chosen = [calls[at] for at in review["shaky"]] or calls
-    return [{"name": each["name"], "args": each["args"]} for each in chosen] or [
-        {"name": ANSWER, "args": {"text": review["text"]}}
-    ]
-
-
-def _decisions(given: object, asked: Sequence[Mapping[str, Any]], allowed: Sequence[str]) -> list[Mapping[str, Any]]:
-    """One decision an action.
-
-    Raises:
-        InputError: if there are more or fewer, or one that may not be; nothing is then let through.
-    """
-    decisions = given.get("decisions") if isinstance(given, Mapping) else None
-    if not isinstance(decisions, Sequence) or len(decisions) != len(asked):
-        raise InputError("the review does not have one decision for each action", hint="{'decisions': [{'type': …}]}")
-    for each in decisions:
-        if not isinstance(each, Mapping) or each.get("type") not in allowed:
-            raise InputError("the review has a decision that is not allowed", hint=f"one of {', '.join(allowed)}")
-        edited = each.get("edited_action")
-        whole = (
-            isinstance(edited, Mapping)
-            and isinstance(edited.get("name"), str)
-            and isinstance(edited.get("args"), Mapping)
-        )
-        if each["type"] == "edit" and not whole:
-            raise InputError("an edit has no action in it", hint="{'type': 'edit', 'edited_action': {'name', 'args'}}")
-    return list(decisions)
-
-
-def _settled(
-    review: _Waiting, decisions: Sequence[Mapping[str, Any]]
-) -> tuple[str, list[dict[str, Any]], Literal["approved", "edited", "rejected"]]:
-    """The text and the calls that leave, and in a word what the human said: one rejection rejects the answer."""
-    kinds = {each["type"] for each in decisions}
-    if "reject" in kinds:
-        return "", [], "rejected"
-    text, calls = review["text"], [dict(each) for each in review["tool_calls"]]
-    for at, each in zip(review["shaky"] or range(len(decisions)), decisions, strict=True):
-        if each["type"] == "edit":
-            edited = each["edited_action"]
-            if calls:
-                calls[at] |= {"name": edited["name"], "args": dict(edited["args"])}
-            else:
-                text = str(edited["args"].get("text", ""))
-    if not text.strip() and not calls:
-        raise InputError("the edited answer is empty", hint="reject it instead")
-    return text, calls, "edited" if "edit" in kinds else "approved"

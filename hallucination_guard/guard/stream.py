@@ -26,7 +26,7 @@ from hallucination_guard.values import (
     StreamingModel,
     Verdict,
 )
-from hallucination_guard.values.text import has_visible, sentence_ranges
+from hallucination_guard.values.text import has_visible, sentence_ranges, whole_characters
 
 __all__ = ["ReaderGone", "Streaming"]
 
@@ -138,9 +138,12 @@ class Streaming:
                 ends = [stop for stop in ends[:-1] if len("".join(texts[:stop])) <= prose]
             elif called := live.beginning(len(texts)).written_calls:  # calls are decided on with the whole answer
                 ends = [stop for stop in ends if len("".join(texts[:stop])) <= called[0].start]
-            for stop in ends:
+            for end in ends:
+                if end >= len(texts):
+                    continue
+                stop = whole_characters(end, least=done, texts=texts, text_of=lambda stop: live.beginning(stop).text)
                 # While it thinks, there is nothing to decide on.
-                if done < stop < len(texts) and has_visible(live.beginning(stop).content):
+                if stop > done and has_visible(live.beginning(stop).content):
                     yield stop
                     done = stop
             if ended is not None:

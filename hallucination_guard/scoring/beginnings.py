@@ -23,7 +23,7 @@ from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods,
 from hallucination_guard.scoring.head_walk import Reading, head_norms, pulled_states, read_head
 from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import Generation, Score, StreamingScorer
-from hallucination_guard.values.text import has_visible, sentence_ranges
+from hallucination_guard.values.text import has_visible, sentence_ranges, whole_characters
 
 __all__ = ["Beginnings", "score_beginnings"]
 
@@ -159,8 +159,16 @@ def score_beginnings(
     """
     ids = generation.response_token_ids
     texts = token_texts(model.tokenizer, ids)
-    ends = [stop for _, stop in sentence_ranges(texts)][:-1]
-    stops = [stop for stop in ends if has_visible("".join(texts[generation.thinking : stop]))]
+    stops: list[int] = []
+    for _, end in sentence_ranges(texts)[:-1]:
+        stop = whole_characters(
+            end,
+            least=stops[-1] if stops else 0,
+            texts=texts,
+            text_of=lambda stop: str(model.tokenizer.decode(ids[:stop], skip_special_tokens=True)),
+        )
+        if stop > (stops[-1] if stops else 0) and has_visible("".join(texts[generation.thinking : stop])):
+            stops.append(stop)
     kept = generation._trace.take() if generation._trace is not None else None
     score, found = scorer.beginnings(model), []
     for stop in [*stops, len(ids)]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-__all__ = ["has_visible", "sentence_ranges", "sentence_starts"]
+__all__ = ["has_visible", "sentence_ranges", "sentence_starts", "whole_characters"]
 
 _VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
 # Possessive: a model that goes round in circles writes a thousand line breaks, and backtracking would cube them.
@@ -50,15 +50,32 @@ def sentence_ranges(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
     starts = sentence_starts("".join(texts))
     begins = [0]
     at, sentence = 0, 0
-    half: int | None = None  # where tokens begin that hold a character's first bytes: they belong to its last one
     for index, text in enumerate(texts):
         visible = text.lstrip()
         if visible:
             first = at + len(text) - len(visible)
             now = sum(start <= first for start in starts) - 1
             if now > sentence and index:
-                begins.append(index if half is None else half)
+                begins.append(index)
             sentence = max(sentence, now)
-        half = (index if half is None else half) if not text else None
         at += len(text)
     return tuple(zip(begins, [*begins[1:], len(texts)], strict=True)) if texts else ()
+
+
+def whole_characters(stop: int, *, least: int, texts: Sequence[str], text_of: Callable[[int], str]) -> int:
+    """The last place up to ``stop`` at which tokens end with a whole character; ``least`` if there is none.
+
+    The token behind a sentence may hold a space and the first bytes of a character.
+
+    Args:
+        stop: a number of tokens.
+        least: no fewer than these.
+        texts: what each token adds to the answer's text.
+        text_of: what so many tokens decode to; half a character as U+FFFD.
+    """
+    while stop > least:
+        text = text_of(stop)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}") or text == "".join(texts[:stop]):
+            break
+        stop -= 1
+    return stop

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hallucination_guard import AuditLog, Calibration, Guard, Outcome, Released,
 from hallucination_guard.audit import records
 from hallucination_guard.audit.request import requests
 from hallucination_guard.errors import AuditError, ConfigurationError, InputError, ModelError
+from hallucination_guard.scoring import HybridGrad
+from hallucination_guard.scoring.beginnings import score_beginnings
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer
 from hallucination_guard.values import Conditions, Event, Generation, Provisional, Score, ScorerIdentity
 from hallucination_guard_policies import (
@@ -44,7 +47,7 @@ def doubtful_from(word: str) -> ScriptedScorer:
 def guard(answers: Any = ANSWER, *, doubts: str = "nothing", policy: Any = None, **settings: Any) -> Guard:
     settings.setdefault("scorer", doubtful_from(doubts))
     settings.setdefault("audit", MemorySink())
-    model = answers if isinstance(answers, ScriptedModel) else ScriptedModel(answers)
+    model = settings.pop("model", None) or (answers if isinstance(answers, ScriptedModel) else ScriptedModel(answers))
     return Guard(model, policy=policy or AbstainBelow(**LIMIT), **settings)
 
 
@@ -112,6 +115,20 @@ class TestWhatLeaves:
         answer = "Ja. Übung macht den Meister. 日本。東京です。"
         events = list(guard(answer).stream(ASKED))
         assert texts(events) == ["Ja. ", "Übung macht den Meister. ", "日本。", "東京です。"]
+
+    def test_nor_is_half_a_character_behind_a_space(self, demo: WhiteBoxModel) -> None:
+        answer = "Hello there! \N{PARTY POPPER} Bye."
+        ids = demo.tokenizer(answer)["input_ids"]
+        assert any("\N{REPLACEMENT CHARACTER}" in demo.tokenizer.decode(ids[:at]) for at in range(len(ids)))
+        live = demo.stream(ASKED, begin=ids, max_new_tokens=1)
+        live.wait(10**6)
+        names = ("name", "context", "identity", "prompt", "generate", "read", "write")
+        model: Any = SimpleNamespace(stream=lambda *_, **__: live, **{each: getattr(demo, each) for each in names})
+        events = list(guard(policy=Accept(), model=model).stream(ASKED))
+        assert texts(events)[0] == "Hello there!"
+        assert "".join(texts(events)) == outcome_of(events).text
+        parts = [length for length, _ in score_beginnings(demo, HybridGrad(), demo.read(ASKED, answer))]
+        assert [demo.tokenizer.decode(ids[:length]) for length in parts] == ["Hello there!", answer]
 
     def test_a_sentence_ends_where_it_cannot_go_on(self) -> None:
         # "é" is two tokens: after the first of them the sentence seems to end, after the second it goes on.

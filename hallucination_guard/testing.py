@@ -328,10 +328,14 @@ class ScriptedLive:
         """How it ended; None while it is drawn."""
         return self._model._ending if self.drawn >= len(self._ids) else None
 
-    def wait(self, tokens: int) -> None:
-        """Draw."""
-        if not self._gone():
-            self.drawn = min(len(self._ids), max(self.drawn, tokens + 1))
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Draw until then."""
+        while not ready() and self.ended is None and not self._gone():
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw one token."""
+        self.drawn += 1
 
     def texts(self) -> tuple[str, ...]:
         """What each token so far adds to the text."""

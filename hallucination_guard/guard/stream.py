@@ -124,32 +124,27 @@ class Streaming:
         done = seen = len(progress.released_ids)
         shown, begins = len(progress.released), True
         while True:
-            live.wait(seen)
+
+            def ready(seen: int = seen, shown: int = shown) -> bool:
+                return bool(_ends(live, seen)) or (self.provisional and live.prose() > shown)
+
+            live.wait(ready)
             if self.gone():
                 raise ReaderGone("the reader left the stream")
-            ended, texts = live.ended, live.texts()
-            prose = live.prose()
-            if self.provisional and prose > shown:
-                text = "".join(texts)[shown:prose]
-                yield Provisional(text=text, begins=begins)
+            ended = live.ended
+            if self.provisional and (prose := live.prose()) > shown:
+                yield Provisional(text="".join(live.texts())[shown:prose], begins=begins)
                 shown, begins = prose, False
-            ends = [stop for _, stop in sentence_ranges(texts)]
-            if ended is None:
-                ends = [stop for stop in ends[:-1] if len("".join(texts[:stop])) <= prose]
-            elif called := live.beginning(len(texts)).written_calls:  # calls are decided on with the whole answer
-                ends = [stop for stop in ends if len("".join(texts[:stop])) <= called[0].start]
-            for end in ends:
-                if end >= len(texts):
-                    continue
+            for end in _ends(live, seen):
+                seen, texts = end, live.texts()
                 stop = whole_characters(end, least=done, texts=texts, text_of=lambda stop: live.beginning(stop).text)
                 # While it thinks, there is nothing to decide on.
                 if stop > done and has_visible(live.beginning(stop).content):
                     yield stop
                     done = stop
             if ended is not None:
-                yield len(texts)
+                yield len(live.texts())
                 return
-            seen = len(texts)
 
     def _decide(self, progress: Progress, generation: Generation, score: Score) -> Decision:
         judging = self.loop.judging
@@ -191,6 +186,18 @@ class Streaming:
     def _end_otherwise(self, progress: Progress, decision: Decision) -> None:
         assert progress.judged is not None
         self.loop.carry_out(progress, progress.judged, decision)
+
+
+def _ends(live: Live, seen: int) -> list[int]:
+    """Where sentences beyond ``seen`` tokens end, as far as it is certain; the end of the answer is none of them."""
+    ended, texts = live.ended, live.texts()
+    ends = [stop for _, stop in sentence_ranges(texts)[:-1] if stop > seen]
+    if not ends:
+        return []
+    sure = live.prose()
+    if ended is not None and (called := live.beginning(len(texts)).written_calls):
+        sure = called[0].start  # calls are decided on with the whole answer
+    return [stop for stop in ends if len("".join(texts[:stop])) <= sure]
 
 
 def _rest(progress: Progress, generation: Generation) -> str:

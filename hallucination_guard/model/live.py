@@ -50,6 +50,7 @@ class LiveAnswer:
         self._streams, self._inside, self._gone = streams, streams.inside, gone
         self._left = False
         self._changed = threading.Condition()
+        self._ready: Callable[[], bool] | None = None
         self._ids: list[int] = list(asked.begin)
         self._ended: FinishReason | None = None
         self._error: BaseException | None = None
@@ -69,15 +70,14 @@ class LiveAnswer:
         """Whether nobody reads it any more."""
         return self._left or self._gone()
 
-    def wait(self, tokens: int) -> None:
-        """Until it has more than so many tokens, or has ended, or the reader is gone.
-
-        Raises:
-            Exception: what went wrong while it was drawn.
-        """
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Until ``ready`` says so, or it has ended, or the reader is gone; see the protocol."""
         with self._changed:
-            while len(self._ids) <= tokens and self._ended is None and self._error is None and not self.gone:
+            # Two threads with work of their own on all cores would make each other wait at every operation.
+            self._ready = None if ready() else ready
+            while self._ready is not None and self._ended is None and self._error is None and not self.gone:
                 self._changed.wait(_LOOK)
+            self._ready = None
         if self._error is not None:
             raise self._error
 
@@ -156,8 +156,18 @@ class LiveAnswer:
                 self._ids = [*self.asked.begin, *ids[:length]]
                 if ending != "length" or len(ids) == self.room:
                     self._ended = ending
-                self._changed.notify_all()
-        return self._ended is not None or self.gone
+                self._tell()
+        return self._ended is not None or self._error is not None or self.gone
+
+    def _tell(self) -> None:
+        """Wake the reader up if there is something to do."""
+        try:
+            told = self._ended is not None or (self._ready is not None and self._ready())
+        except Exception as error:  # the reader's own: its thread raises it
+            self._error, told = error, True
+        if told:
+            self._ready = None
+            self._changed.notify_all()
 
     def fails(self, error: BaseException | None) -> None:
         """Its batch is over; whoever still waits learns why."""

@@ -76,8 +76,14 @@ class Live(Protocol):
         """How it ended; None while it is drawn."""
         ...
 
-    def wait(self, tokens: int) -> None:
-        """Until it has more than so many tokens, or has ended; raises what went wrong in drawing it."""
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Until ``ready`` says so, which is asked at every token, or it has ended, or the reader is gone.
+
+        It is asked by the thread that draws: a reader who woke up at every token would be in its way.
+
+        Raises:
+            Exception: what went wrong in drawing it, or in asking.
+        """
         ...
 
     def texts(self) -> tuple[str, ...]:

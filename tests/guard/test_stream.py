@@ -121,7 +121,7 @@ class TestWhatLeaves:
         ids = demo.tokenizer(answer)["input_ids"]
         assert any("\N{REPLACEMENT CHARACTER}" in demo.tokenizer.decode(ids[:at]) for at in range(len(ids)))
         live = demo.stream(ASKED, begin=ids, max_new_tokens=1)
-        live.wait(10**6)
+        live.wait(lambda: False)
         names = ("name", "context", "identity", "prompt", "generate", "read", "write")
         model: Any = SimpleNamespace(stream=lambda *_, **__: live, **{each: getattr(demo, each) for each in names})
         events = list(guard(policy=Accept(), model=model).stream(ASKED))
@@ -256,14 +256,15 @@ class SlowModel(ScriptedModel):
 
     def stream(self, *args: Any, gone: Any = lambda: False, **kwargs: Any) -> Any:
         live = super().stream(*args, gone=gone, **kwargs)
-        wait = live.wait
+        draw = live.draw
 
-        def slowly(tokens: int) -> None:
-            while tokens > len(FIRST) + 2 and not gone():
+        def slowly() -> None:
+            while live.drawn > len(FIRST) + 2 and not gone():
                 threading.Event().wait(0.005)
-            wait(tokens)
+            if not gone():
+                draw()
 
-        live.wait = slowly  # type: ignore[method-assign]
+        live.draw = slowly  # type: ignore[method-assign]
         return live
 
 
@@ -489,14 +490,14 @@ class TestWithAModel:
         live = tiny_white.stream(ASKED, gone=gone.is_set, **{**self.SAID, "max_new_tokens": 400})
         see = live.drawn
         live.drawn = lambda token: (drawn.append(token), see(token))[1]  # type: ignore[method-assign]
-        live.wait(3)
+        live.wait(lambda: len(live.texts()) > 3)
         at = len(drawn)
         gone.set()
         for thread in threading.enumerate():
             if thread.name == "hallucination-guard-stream":
                 thread.join(30)
         assert len(drawn) <= at + 2
-        live.wait(10**6)  # returns: nobody draws any more
+        live.wait(lambda: False)  # returns: nobody draws any more
 
     def test_what_goes_wrong_in_decoding_reaches_the_reader(
         self, tiny_white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch

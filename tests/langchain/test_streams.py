@@ -202,14 +202,15 @@ class Waiting(ScriptedModel):
 
     def stream(self, *args: Any, gone: Any = lambda: False, **kwargs: Any) -> Any:
         live = super().stream(*args, gone=gone, **kwargs)
-        wait = live.wait
+        draw = live.draw
 
-        def once_read(tokens: int) -> None:
-            while tokens > len(FIRST) + 2 and not self.seen.is_set() and not gone():
+        def once_read() -> None:
+            while live.drawn > len(FIRST) + 2 and not self.seen.is_set() and not gone():
                 threading.Event().wait(0.005)
-            wait(tokens)
+            if not gone():
+                draw()
 
-        live.wait = once_read  # type: ignore[method-assign]
+        live.draw = once_read  # type: ignore[method-assign]
         return live
 
 

@@ -31,7 +31,7 @@ STOPS = (1, 4, 5, 15, 24)
 def live(white: WhiteBoxModel, **drawing: Any) -> Live:
     """24 random tokens; all of them are drawn when it is given."""
     drawn = white.stream("What is the capital of France?", **{"max_new_tokens": 24, "temperature": 1.0, **drawing})
-    drawn.wait(23)
+    drawn.wait(lambda: False)
     return drawn
 
 

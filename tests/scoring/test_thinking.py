@@ -102,7 +102,7 @@ class TestScores:
     def test_so_they_are_where_what_was_kept_is_used(self) -> None:
         white = WhiteBoxModel(tiny_model(), tiny_tokenizer(chat_template=OPENING))
         live = white.stream(ASKED, begin=list(b"x") and white.tokenizer("Hm.</think>")["input_ids"], max_new_tokens=12)
-        live.wait(22)
+        live.wait(lambda: False)
         generation = live.beginning(23)
         assert generation.thinking == len("Hm.</think>")
         assert dict(HybridGrad()(white, generation).scores) == pytest.approx(expected(white, generation), rel=1e-4)

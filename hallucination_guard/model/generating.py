@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hallucination_guard.model.calling import format_of, written_calls, written_text
 from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end_of_answer
@@ -178,31 +179,18 @@ class Decoding:
         assert asked.anchor is not None
         return self._longest - len(asked.begin) + asked.anchor.index
 
-    def __call__(self, room: int, watch: StoppingCriteria | None = None) -> list[list[int]]:
+    def __call__(self, room: int) -> list[list[int]]:
         """Decode; the ids that were drawn, up to where the longest answer ended.
 
         Args:
             room: tokens to be drawn at most.
-            watch: sees every step, and may end rows.
         """
-        inside, settings = self._inside, self._settings
-        draw, stop, rows = Draw.of(settings), settings.stop or (), len(self._asked)
+        inside, stop = self._inside, self._settings.stop or ()
         view = inside.view_at(inside.deep_layers.start, self._tap)
         # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
         view.__dict__["generation_config"] = config = _config(inside, room)
-        drawn_by = LogitsProcessorList([self._kept, *draw.processors(rows, inside.device)])
-        if grammar := grammar_for(inside.tokenizer, settings):
-            mask_by = Constrained(
-                inside.tokenizer,
-                grammar,
-                begun=[each.begin for each in self._asked],
-                vocabulary=inside.vocabulary,
-                end_ids=inside.end_ids,
-            )
-            drawn_by.insert(1, mask_by)
-        ended_by = [watch] if watch is not None else []
-        if stop and watch is None:
-            ended_by = [StopAtText(inside.tokenizer, stop, self._longest)]
+        drawn_by = self._processors()
+        ended_by = [StopAtText(inside.tokenizer, stop, self._longest)] if stop else []
         with undisturbed(inside.model, grad=False):
             ids, mask = _left_padded(inside, [each.read for each in self._asked], config.pad_token_id)
             out = view.generate(
@@ -215,6 +203,50 @@ class Decoding:
             )
         drawn: list[list[int]] = out.sequences[:, self._longest :].tolist()
         return drawn
+
+    def steps(self, room: int) -> Iterator[list[int]]:
+        """Decode step by step; of each step the id that was drawn for each row, also for those that have ended.
+
+        What ``transformers`` does in its own loop, without its bookkeeping. Nothing is switched off between steps.
+
+        Args:
+            room: tokens to be drawn at most.
+        """
+        inside = self._inside
+        view, drawn_by = inside.view_at(inside.deep_layers.start, self._tap), self._processors()
+        with undisturbed(inside.model, grad=False):
+            read, mask = _left_padded(inside, [each.read for each in self._asked], _config(inside, room).pad_token_id)
+        accepted = signature(type(view).forward).parameters
+        last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        given, past = read, self._cache
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        for _ in range(room):
+            placed = {"position_ids": positions} if "position_ids" in accepted else {}
+            with undisturbed(inside.model, grad=False):
+                out = view(
+                    input_ids=given, attention_mask=mask, past_key_values=past, use_cache=True, **placed, **last_only
+                )
+                drawn = drawn_by(read, out.logits[:, -1].to(copy=True, dtype=torch.float32)).argmax(dim=-1)
+                given = drawn[:, None]
+                read, past = torch.cat([read, given], dim=1), out.past_key_values
+                mask = torch.cat([mask, torch.ones_like(given)], dim=1)
+                positions = positions[:, -1:] + 1
+            yield drawn.tolist()
+
+    def _processors(self) -> LogitsProcessorList:
+        """What comes between the logits and the argmax."""
+        inside, settings = self._inside, self._settings
+        chain = LogitsProcessorList([self._kept, *Draw.of(settings).processors(len(self._asked), inside.device)])
+        if grammar := grammar_for(inside.tokenizer, settings):
+            mask_by = Constrained(
+                inside.tokenizer,
+                grammar,
+                begun=[each.begin for each in self._asked],
+                vocabulary=inside.vocabulary,
+                end_ids=inside.end_ids,
+            )
+            chain.insert(1, mask_by)
+        return chain
 
     def trace(self, row: int, answer: tuple[int, ...]) -> Trace | None:
         """What scoring needs of an answer, or of its beginning; None where there is nothing to score.

@@ -8,8 +8,9 @@ graph then spans the whole sequence, and is still only that of the deep half.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from hallucination_guard.errors import ModelError
 from hallucination_guard.model.view import Layout, replaced_output, skipped, tapped
 from hallucination_guard.values import Prefix
 
-__all__ = ["Extended", "Replay", "Trace", "replay"]
+__all__ = ["Replay", "Trace", "replay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,16 +57,10 @@ class Trace:
     def until(self, tokens: int, of: int) -> Trace:
         """What is kept of the first ``tokens`` tokens of an answer, where this is what is kept of ``of`` tokens."""
         less = of - tokens
-        return (
-            self
-            if not less
-            else replace(
-                self,
-                ids=self.ids[:-less],
-                states=self.states[:-less],
-                logits=None if self.logits is None else self.logits[:tokens],
-            )
-        )
+        if not less:
+            return self
+        logits = None if self.logits is None else self.logits[:tokens]
+        return dataclasses.replace(self, ids=self.ids[:-less], states=self.states[:-less], logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,6 +101,15 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
     width, prefix = max(lengths), max(starts)
     entering = torch.stack([_right_padded(trace.states, width) for trace in traces])
     states = [entering.requires_grad_(torch.is_grad_enabled())]
+
+    modules = layout.list_of(model)
+    replace = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
+    replace[layers.start - 1] = replaced_output(
+        modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
+    )
+    for level in layers[1:]:
+        replace[level - 1] = tapped(modules[level - 1], states.append)
+
     device = entering.device
     columns = torch.arange(width, device=device)
     real = torch.tensor(lengths, device=device)[:, None]
@@ -118,7 +122,7 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
     if min(starts) < prefix:
         seen = torch.arange(prefix + width, device=device) >= prefix - begin
         mask = seen.long()
-    decoder = _deep_half(model, layout, layers, entering, states)
+    decoder = layout.decoder_of(layout.view(model, replace))
     cached = {"past_key_values": _cache(traces, prefix, layers.start), "use_cache": True}
     out = decoder(
         inputs_embeds=entering.detach(),  # only its shape is used: the layers that would read it are replaced
@@ -126,88 +130,14 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         position_ids=positions,
         **(cached if prefix else {"use_cache": False}),
     )
-    _check_kept(model, states)
-    rows = torch.tensor([trace.row for trace in traces])
-    return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)
-
-
-class Extended:
-    """The replay of one answer that grows: what is new runs against the keys and values of all before, with its graph.
-
-    Nothing is run twice from t* on. Only for models whose cache can be cut at a position.
-
-    Args:
-        model: the causal language model; it is not changed.
-        layout: of that model.
-        layers: as for :func:`replay`.
-    """
-
-    def __init__(self, model: Any, layout: Layout, layers: range) -> None:
-        self._model, self._layout, self._layers = model, layout, layers
-        self._cache = DynamicCache()
-        self._row = 0
-        self.states: list[Tensor] = []
-        self.length = 0
-        """Positions from t* on that have run."""
-
-    def __call__(self, trace: Trace) -> Tensor:
-        """Run what is new in a longer trace of the same answer.
-
-        Returns:
-            The new final states (1 × n × d). They hang on ``states``: h_l (1 × S × d) of the first call, which has t*.
-        """
-        first = not self.length
-        entering = trace.states[self.length :][None]
-        states = [entering.requires_grad_(torch.is_grad_enabled())] if first else []
-        past = trace.start + self.length
-        if first:
-            self._row = trace.row
-            if trace.prefix:
-                self._cache = _cache([trace], trace.start, self._layers.start)
-        else:  # masks are sized by what the lowest layer holds, and it does not run
-            like = self._cache.layers[self._layers.start]
-            for at in range(self._layers.start):
-                self._cache.layers[at] = _filled(like.keys[:, :1, :1, :1].detach().expand(-1, 1, past, 1), like.values)
-        positions = torch.arange(past, past + entering.shape[1], device=entering.device)[None]
-        out = _deep_half(self._model, self._layout, self._layers, entering, states if first else None)(
-            inputs_embeds=entering.detach(), position_ids=positions, past_key_values=self._cache, use_cache=True
-        )
-        if first:
-            _check_kept(self._model, states)
-            self.states = states
-        self.length += entering.shape[1]
-        final: Tensor = out.last_hidden_state
-        return final
-
-    def hanging(self, finals: Sequence[Tensor]) -> Replay:
-        """These final states, side by side, as a replay that can be derived by the states at t*."""
-        return Replay(final=torch.cat(list(finals), dim=1), states=tuple(self.states), rows=torch.tensor([self._row]))
-
-
-def _deep_half(model: Any, layout: Layout, layers: range, entering: Tensor, states: list[Tensor] | None) -> Any:
-    """The decoder, whose lower half answers ``entering``; h_l of the layers above are added to ``states``."""
-    modules = layout.list_of(model)
-    others = {at: skipped(modules[at], returns_tuple=layout.returns_tuple) for at in range(layers.start - 1)}
-    others[layers.start - 1] = replaced_output(
-        modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
-    )
-    if states is not None:
-        for level in layers[1:]:
-            others[level - 1] = tapped(modules[level - 1], states.append)
-    return layout.decoder_of(layout.view(model, others))
-
-
-def _check_kept(model: Any, states: Sequence[Tensor]) -> None:
-    """See that no layer has written into the states of the one before.
-
-    Raises:
-        ModelError: if one has: the gradient would be that at the overwritten state, in silence.
-    """
     if any(each._version for each in states[1:]):
+        # The gradient would be that at the overwritten state, in silence.
         raise ModelError(
             f"a layer of {type(model).__name__!r} writes into the states that it is given",
             hint="the state at t* cannot be told from what comes after it: this architecture cannot be scored",
         )
+    rows = torch.tensor([trace.row for trace in traces])
+    return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)
 
 
 def _right_padded(states: Tensor, width: int) -> Tensor:

@@ -1,10 +1,9 @@
-"""Longer and longer beginnings of one answer, each measured as if it were the whole, and nothing run twice.
+"""Longer and longer beginnings of one answer, each measured as if it were the whole, with what the ones before gave.
 
-Source: as :mod:`hallucination_guard.scoring.gradients`. ℓ is a sum over the answer's tokens, so ∂ℓ/∂h_{l,t*} of a
-longer beginning is that of the shorter one and that of the new tokens' terms: the forward with its graph is extended
-by what is new (:class:`~hallucination_guard.model.replay.Extended`), and one backward with the new tokens' terms is
-added. It goes back through the graph of all tokens so far: that is what a beginning costs. ParaGrad and ExGrad are
-norms of a sum and are taken over all tokens again, without any forward.
+Source: as :mod:`hallucination_guard.scoring.gradients`. What the head says of a token (its likelihoods, a_t, and a_t W
+where the backward begins) does not depend on what follows, and is computed once. The deep half runs again from t* for
+each beginning: a graph that is extended by what is new has to be gone back through stretch by stretch, each time with
+all weights, and that costs more than a forward over all tokens at once (docs/scoring.md has the figures).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hallucination_guard.model.keeping import KeptTrace
-from hallucination_guard.model.replay import Extended, Trace
+from hallucination_guard.model.replay import Replay, Trace, replay
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods, at_anchor, check_felt, measured_of
@@ -34,20 +33,15 @@ class Beginnings:
     """Measures the beginnings of one answer, shorter ones first.
 
     Args:
-        model: the :class:`~hallucination_guard.WhiteBoxModel` that draws it; its cache can be cut at a position.
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that draws it.
         settings: as for the scorers.
     """
 
     def __init__(self, model: WhiteBoxModel, settings: GradientSettings) -> None:
         self._model, self._settings = model, settings
         self._layers = settings.deep(model.layout.depth)
-        self._run = Extended(model.model, model.layout, self._layers)
         self._readings: list[Reading] = []
-        self._finals: list[Tensor] = []  # with their graph, whose tokens' terms were not derived yet
-        self._hidden: list[Tensor] = []  # H of all tokens that have run
-        self._derived = 0  # tokens whose terms are in the gradient
-        self._doubt = 0.0
-        self._gradient = torch.zeros(())
+        self._pulled: list[Tensor] = []  # a_t W of the tokens that a gradient was taken of (n × d)
 
     def __call__(self, generation: Generation, wanted: Callable[[Likelihoods], bool] | None = None) -> Likelihoods:
         """Measure a longer beginning.
@@ -64,17 +58,10 @@ class Beginnings:
             ScoringError: if the gradient is zero although the answer is not certain.
         """
         trace = self._model.trace(generation, self._layers)
-        answer, head = self._settings.counted(generation), self._model.head
+        answer = self._settings.counted(generation)
         with undisturbed(self._model.model, grad=True):
-            said = sum(len(each.entropies) for each in self._readings)
-            if said < len(answer):
-                if trace.logits is not None:
-                    new = read_head(head, None, answer[said:], logits=trace.logits[said - len(answer) :])
-                else:
-                    self._extend(trace, generation)
-                    new = read_head(head, self._states()[said:], answer[said:])
-                self._readings.append(new)
-                self._keep_within_bounds()
+            run = None if trace.logits is not None else self._replayed(trace)
+            self._read(trace, run, answer)
             likelihoods = Likelihoods(
                 entropies=tuple(value for each in self._readings for value in each.entropies.tolist()),
                 logprobs=tuple(value for each in self._readings for value in each.logprobs.tolist()),
@@ -82,30 +69,35 @@ class Beginnings:
             )
             if wanted is not None and not wanted(likelihoods):
                 return likelihoods
-            self._extend(trace, generation)
-            states = self._states()
+            run = self._replayed(trace) if run is None else run
+            states = self._states(run, len(answer))
             whole = self._whole(states, answer)
-            self._derive(whole, generation)
-            [norms] = head_norms(head, [states], [whole])
-        width = len(self._layers) * states.shape[-1]
-        semgrad = float(self._gradient.abs().sum()) / width
+            semgrad = self._semgrad(run, whole, generation)
+            [norms] = head_norms(self._model.head, [states], [whole])
         return measured_of(likelihoods, norms, semgrad, len(answer), self._settings)
 
-    def _extend(self, trace: Trace, generation: Generation) -> None:
-        """Run the forward over what is new."""
-        before = self._run.length
-        if before == len(trace.states):
-            return
-        final = self._run(trace)
-        thinking = len(generation.response_token_ids) - len(self._settings.counted(generation))
-        # The row that predicts the first token that counts.
-        predicting = len(generation.prompt_token_ids) + thinking - 1 - trace.start
-        self._finals.append(final)
-        self._hidden.append(final[0, max(0, predicting - before) :].detach())
+    def _replayed(self, trace: Trace) -> Replay:
+        return replay(self._model.model, self._model.layout, [trace], self._layers)
 
-    def _states(self) -> Tensor:
-        """H of all tokens that have run (T × d)."""
-        return torch.cat(self._hidden).to(self._model.head.dtype)
+    def _states(self, run: Replay, tokens: int) -> Tensor:
+        """H of the answer's tokens (T × d)."""
+        return run.final[0, -tokens:].detach().to(self._model.head.dtype)
+
+    def _read(self, trace: Trace, run: Replay | None, answer: tuple[int, ...]) -> None:
+        """What the head says of the tokens that are new."""
+        head, said = self._model.head, sum(len(each.entropies) for each in self._readings)
+        if said == len(answer):
+            return
+        if trace.logits is not None:
+            new = read_head(head, None, answer[said:], logits=trace.logits[said - len(answer) :])
+        else:
+            assert run is not None
+            new = read_head(head, self._states(run, len(answer))[said:], answer[said:])
+        self._readings.append(new)
+        if sum(each.a.nbytes for each in self._readings) > _MOST:
+            self._readings = [
+                Reading(entropies=each.entropies, logprobs=each.logprobs, a=each.a[:0]) for each in self._readings
+            ]
 
     def _whole(self, states: Tensor, answer: tuple[int, ...]) -> Reading:
         """What the head says of all tokens."""
@@ -117,31 +109,20 @@ class Beginnings:
             a=torch.cat([each.a for each in self._readings]),
         )
 
-    def _keep_within_bounds(self) -> None:
-        if sum(each.a.nbytes for each in self._readings) > _MOST:
-            self._readings = [
-                Reading(entropies=each.entropies, logprobs=each.logprobs, a=each.a[:0]) for each in self._readings
-            ]
-
-    def _derive(self, whole: Reading, generation: Generation) -> None:
-        """Add ∂ℓ/∂h_{l,t*} of the terms that are not in it yet."""
-        if not self._finals:
-            return
-        new = slice(self._derived, len(whole.entropies))
-        part = Reading(entropies=whole.entropies[new], logprobs=whole.logprobs[new], a=whole.a[new])
-        [pulled] = pulled_states(self._model.head, [part])
+    def _semgrad(self, run: Replay, whole: Reading, generation: Generation) -> float:
+        """The mean of |∂ℓ/∂h_{l,t*}|, before it is divided by the tokens."""
+        new = slice(sum(map(len, self._pulled)), None)
+        if len(whole.entropies[new]):
+            part = Reading(entropies=whole.entropies[new], logprobs=whole.logprobs[new], a=whole.a[new])
+            self._pulled += pulled_states(self._model.head, [part])
+        pulled = torch.cat(self._pulled)
         if self._settings.weighting == "entropy":
-            pulled = pulled * part.entropies[:, None]
-        run = self._run.hanging(self._finals)
+            pulled = pulled * whole.entropies[:, None]
         upstream = torch.zeros_like(run.final, dtype=pulled.dtype)
         upstream[0, -len(pulled) :] = pulled.to(upstream)
-        found = at_anchor(run, upstream, again=True)[:, 0]  # (layers × d)
-        self._gradient = found if not self._derived else self._gradient + found
-        self._doubt += float(upstream.abs().sum())
-        self._derived = new.stop
-        self._finals.clear()
-        by_layer = self._gradient.abs().sum(dim=-1)[:, None]
-        check_felt(self._model, [generation], self._layers, by_layer, torch.full((1, 1, 1), self._doubt))
+        by_layer = at_anchor(run, upstream).abs().sum(dim=2)  # (layers × 1)
+        check_felt(self._model, [generation], self._layers, by_layer, upstream)
+        return float(by_layer.sum()) / (len(self._layers) * run.final.shape[-1])
 
 
 def score_beginnings(

@@ -105,8 +105,6 @@ class Cascade(_Scorer):
         return [self._numbers(each) for each in measure_where(model, generations, self.gradient, self._undecided)]
 
     def _grown(self, model: WhiteBoxModel) -> _Measure:
-        if not model.sliceable:
-            return self._measure
         grown = Beginnings(model, self.gradient)
         return lambda _, generations: [self._numbers(grown(each, self._undecided)) for each in generations]
 

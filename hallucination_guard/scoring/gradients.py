@@ -264,19 +264,13 @@ def _norms(
     return by_layer.sum(dim=0)
 
 
-def at_anchor(run: Replay, upstream: Tensor, *, again: bool = False) -> Tensor:
-    """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more).
-
-    Args:
-        run: the forward pass with its graph.
-        upstream: ∂ℓ/∂H.
-        again: whether the graph is kept for another backward.
-    """
+def at_anchor(run: Replay, upstream: Tensor) -> Tensor:
+    """The backward: ∂ℓ/∂h_{l,t*} (layers × B × d, float64, on the CPU) from ∂ℓ/∂H (B × S × d, float32 or more)."""
     half = run.final.dtype == torch.float16
     exponent = loss_scale(upstream, run.final.dtype)
     for _ in range(_TRIES if half else 1):
         scaled = torch.ldexp(upstream, exponent).to(run.final)
-        gradients = torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=half or again)
+        gradients = torch.autograd.grad(run.final, run.states, grad_outputs=scaled, retain_graph=half)
         found = run.at_anchor(gradients)
         overflown = ~torch.isfinite(found).all(dim=2).all(dim=0)
         if not overflown.any():

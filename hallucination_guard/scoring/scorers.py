@@ -173,8 +173,6 @@ class _Gradient(GradientSettings, _Scorer):
         return [_Numbers.of_gradient(each) for each in measure(model, generations, self)]
 
     def _grown(self, model: WhiteBoxModel) -> _Measure:
-        if not model.sliceable:
-            return self._measure
         grown = Beginnings(model, self)
         return lambda _, generations: [_numbers_of(grown(each)) for each in generations]
 

@@ -502,9 +502,7 @@ class TestWithAModel:
     def test_what_goes_wrong_in_decoding_reaches_the_reader(
         self, tiny_white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "hallucination_guard.model.generating.Decoding.__call__", lambda *_: _raise(RuntimeError("out of memory"))
-        )
+        monkeypatch.setattr("hallucination_guard.model.generating.Decoding.steps", lambda *_: _raising())
         sink = MemorySink()
         with pytest.raises(RuntimeError, match="out of memory"):
             list(Guard(tiny_white, policy=Accept(), audit=sink).stream(ASKED))
@@ -574,6 +572,10 @@ def _noted(events: Iterator[Event], into: list[Event]) -> Iterator[Event]:
     for each in events:
         into.append(each)
         yield each
+
+
+def _raising() -> Iterator[Any]:
+    yield _raise(RuntimeError("out of memory"))
 
 
 def _raise(error: Exception) -> Any:

@@ -140,7 +140,7 @@ class TestScores:
         found = score_beginnings(white, HybridGrad(), white.read(ASKED, THOUGHT + SAID))
         assert [length for length, _ in found] == [len(THOUGHT + " Paris. "), len(THOUGHT + SAID)]
         whole = white.read(ASKED, THOUGHT + SAID)
-        assert dict(found[-1][1].scores) == pytest.approx(expected(white, whole), rel=2e-7)
+        assert dict(found[-1][1].scores) == pytest.approx(expected(white, whole), rel=1e-9)
 
     def test_the_usual_identity_says_nothing_of_it(self) -> None:
         assert "thinking" not in HybridGrad().identity.settings

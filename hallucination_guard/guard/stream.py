@@ -87,9 +87,9 @@ class Streaming:
             if isinstance(step, Provisional):
                 yield step
                 continue
+            generation = step
+            progress.replace(generation)
             with live.hold():
-                generation = live.beginning(step)
-                progress.replace(generation)
                 [score] = self.loop.score([generation], lambda _, each: [measure(one) for one in each])
             scoring += score.seconds
             decision = self._decide(progress, generation, score)
@@ -119,8 +119,8 @@ class Streaming:
         self.loop.recorder.part(progress, decision, start=0, stop=0, text="")
         progress.newest = draft
 
-    def _steps(self, progress: Progress, live: Live) -> Iterator[int | Provisional]:
-        """How many tokens the answer has up to the end of each further sentence, as soon as that is known."""
+    def _steps(self, progress: Progress, live: Live) -> Iterator[Generation | Provisional]:
+        """The answer up to the end of each further sentence, as soon as that is known, and at last the whole."""
         done = seen = len(progress.released_ids)
         shown, begins = len(progress.released), True
         while True:
@@ -138,12 +138,13 @@ class Streaming:
             for end in _ends(live, seen):
                 seen, texts = end, live.texts()
                 stop = whole_characters(end, least=done, texts=texts, text_of=lambda stop: live.beginning(stop).text)
+                beginning = live.beginning(stop)
                 # While it thinks, there is nothing to decide on.
-                if stop > done and has_visible(live.beginning(stop).content):
-                    yield stop
+                if stop > done and has_visible(beginning.content):
+                    yield beginning
                     done = stop
             if ended is not None:
-                yield len(live.texts())
+                yield live.beginning(len(live.texts()))
                 return
 
     def _decide(self, progress: Progress, generation: Generation, score: Score) -> Decision:

@@ -74,7 +74,7 @@ class LiveAnswer:
         ended, ids = self._ended, tuple(self._ids)
         whole = self._text(ids)
         for stop in range(len(self._ends), len(ids) + 1):
-            text = self._text(ids[:stop])
+            text = whole if stop == len(ids) else self._text(ids[:stop])
             if stop < len(ids) or ended is None:
                 text = text.rstrip("\N{REPLACEMENT CHARACTER}")
             self._ends.append(max(self._ends[-1], min(len(text), len(whole))))

@@ -73,7 +73,8 @@ def whole_characters(stop: int, *, least: int, texts: Sequence[str], text_of: Ca
         texts: what each token adds to the answer's text.
         text_of: what so many tokens decode to; half a character as U+FFFD.
     """
-    while stop > least:
+    # Where the next character is of one byte, it begins with the next token.
+    while stop > least and not "".join(texts[stop:])[:1].isascii():
         text = text_of(stop)
         if not text.endswith("\N{REPLACEMENT CHARACTER}") or text == "".join(texts[:stop]):
             break

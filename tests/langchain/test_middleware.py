@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware, ModelFallbackMiddleware, ModelRetryMiddleware
+from langchain.agents.middleware import (
+    HumanInTheLoopMiddleware,
+    ModelFallbackMiddleware,
+    ModelRetryMiddleware,
+    PIIMiddleware,
+    SummarizationMiddleware,
+)
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
@@ -19,12 +25,20 @@ from langchain_core.tracers.base import BaseTracer
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
+from opentelemetry._logs import _internal as otel
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from pydantic import ConfigDict, Field
 
 from hallucination_guard import Guard, WhiteBoxModel
 from hallucination_guard.errors import ConfigurationError
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard_langchain import GuardedChatModel, HallucinationGuardMiddleware, LowConfidenceError
+from hallucination_guard_langchain import (
+    GuardedChatModel,
+    HallucinationGuardMiddleware,
+    LowConfidenceError,
+    unsure_call,
+)
 from hallucination_guard_policies import AbstainBelow, EscalateBelow, RetrieveBelow
 
 DRAFT = "zebra quagga okapi"
@@ -298,6 +312,30 @@ class TestReview:
             state = agent.invoke(Command(resume={"decisions": [{"type": "approve"}]}), config)
             assert _last(state).text == "Done."
 
+    @pytest.mark.parametrize(("sure", "waits"), [([0.95], False), ([0.3], True), ([], True), ([float("nan")], True)])
+    def test_langchains_own_human_asks_only_about_unsure_calls(self, sure: list[float], waits: bool) -> None:
+        middleware = HallucinationGuardMiddleware(_guard(0.1), confidence=lambda generation: sure)
+        human = HumanInTheLoopMiddleware(
+            interrupt_on={"pay": {"allowed_decisions": ["approve"], "when": unsure_call(below=0.9)}}
+        )
+        for both in ([middleware, human], [human, middleware]):
+            agent = create_agent(
+                Served(answers=[_call(), "Done."]), tools=[pay], middleware=both, checkpointer=InMemorySaver()
+            )
+            config: Any = {"configurable": {"thread_id": "t"}}
+            state = agent.invoke(ASKED, config)
+            assert ("__interrupt__" in state) == waits
+            if waits:
+                state = agent.invoke(Command(resume={"decisions": [{"type": "approve"}]}), config)
+            assert _last(state).text == "Done."
+
+    def test_a_guarded_model_says_nothing_of_its_calls_so_all_wait(self) -> None:
+        human = HumanInTheLoopMiddleware(
+            interrupt_on={"pay": {"allowed_decisions": ["approve"], "when": unsure_call(below=0.0)}}
+        )
+        agent = create_agent(Served(answers=[_call()]), tools=[pay], middleware=[human], checkpointer=InMemorySaver())
+        assert "__interrupt__" in agent.invoke(ASKED, {"configurable": {"thread_id": "t"}})
+
     def test_another_process_resumes_from_the_checkpoint_alone(self, tmp_path: Path) -> None:
         policy = EscalateBelow(to=None, score="hybridgrad", limit=0.5)
         config = {"configurable": {"thread_id": "t"}}
@@ -310,6 +348,72 @@ class TestReview:
             connection.close()
         assert _last(state).text == DRAFT
         assert served.asked == []
+
+
+class TestBesideOthers:
+    @pytest.mark.parametrize("outside", [True, False])
+    def test_personal_data_is_redacted_in_what_was_let_through(self, outside: bool) -> None:
+        guard = _guard(0.1)
+        redact = PIIMiddleware("email", strategy="redact", apply_to_output=True)
+        both: list[Any] = [redact, HallucinationGuardMiddleware(guard)]
+        agent = create_agent(Served(answers=["Write to ana@example.com."]), middleware=both if outside else both[::-1])
+        state = agent.invoke(ASKED)
+        assert "ana@example.com" not in _last(state).text
+        assert "REDACTED" in _last(state).text
+        assert guard.audit.records[0].answer == "Write to ana@example.com."  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("outside", [True, False])
+    def test_what_was_summarised_is_what_the_guard_reads(self, outside: bool) -> None:
+        guard = _guard(0.1)
+        short = SummarizationMiddleware(Served(answers=["Of zebras."]), trigger=("messages", 4), keep=("messages", 1))
+        both: list[Any] = [short, HallucinationGuardMiddleware(guard)]
+        agent = create_agent(Served(answers=["Zebras."]), middleware=both if outside else both[::-1])
+        turns = [HumanMessage("One?"), AIMessage("1"), HumanMessage("Two?"), AIMessage("2"), HumanMessage("Which one?")]
+        assert _last(agent.invoke({"messages": turns})).text == "Zebras."
+        read = str([each["content"] for each in guard.audit.records[0].prompt])  # type: ignore[union-attr]
+        assert "Of zebras." in read
+        assert "Two?" not in read
+
+    def test_a_fallback_inside_is_decided_on_like_any_model(self) -> None:
+        class Broken(Served):
+            def _next(self, messages: list[BaseMessage]) -> AIMessage:
+                raise RuntimeError("down")
+
+        guard = _guard(1.0)
+        both = [HallucinationGuardMiddleware(guard), ModelFallbackMiddleware(Served(answers=[DRAFT]))]
+        state = create_agent(Broken(answers=["x"]), middleware=both).invoke(ASKED)
+        assert "zebra" not in str(state)
+        assert [each.decision for each in guard.audit.records] == ["abstain"]  # type: ignore[union-attr]
+
+    def test_a_retry_inside_repeats_what_broke_and_nothing_else(self) -> None:
+        class Flaky(Served):
+            def _next(self, messages: list[BaseMessage]) -> AIMessage:
+                self.asked.append(messages)
+                if len(self.asked) == 1:
+                    raise RuntimeError("down")
+                return AIMessage(DRAFT)
+
+        served, guard = Flaky(answers=["x"]), _guard(1.0)
+        both = [HallucinationGuardMiddleware(guard), ModelRetryMiddleware(max_retries=2, initial_delay=0)]
+        state = create_agent(served, middleware=both).invoke(ASKED)
+        assert "zebra" not in str(state)
+        assert len(served.asked) == 2
+
+    def test_a_retry_that_gave_up_is_no_answer_of_the_model(self) -> None:
+        class Broken(Served):
+            def _next(self, messages: list[BaseMessage]) -> AIMessage:
+                raise RuntimeError("quagga")
+
+        guard = _guard(1.0)  # what ModelRetry puts in its place is read like an answer, and not let through
+        both = [HallucinationGuardMiddleware(guard), ModelRetryMiddleware(max_retries=1, initial_delay=0)]
+        state = create_agent(Broken(answers=["x"]), middleware=both).invoke(ASKED)
+        assert "quagga" not in str(state)
+
+    def test_two_guards_in_front_of_one_model_are_told_apart(self) -> None:
+        own, other = _guard(0.1), _guard(0.1)
+        agent = create_agent(GuardedChatModel(guard=own), middleware=[HallucinationGuardMiddleware(other)])
+        with pytest.raises(ConfigurationError, match="a guard of its own"):
+            agent.invoke(ASKED)
 
 
 class TestSettings:
@@ -346,7 +450,7 @@ class _Tracer(BaseTracer):
         return super().on_llm_new_token(token, **kwargs)
 
 
-MODES = ["messages", "updates", "values", "custom", "debug", "invoke", "ainvoke", "astream", "events v2"]
+MODES = ["messages", "updates", "values", "custom", "debug", "invoke", "ainvoke", "astream", "events v2", "events v3"]
 
 
 async def received(agent: Any, question: str, mode: str, config: Any) -> list[str]:
@@ -360,17 +464,37 @@ async def received(agent: Any, question: str, mode: str, config: Any) -> list[st
         return [str(each) async for each in agent.astream(asked, config, stream_mode=["messages", "updates", "values"])]
     if mode == "events v2":
         return [str(each) async for each in agent.astream_events(asked, config, version="v2")]
+    if mode == "events v3":
+        return [str(each) async for each in await agent.astream_events(asked, config, version="v3")]
     return [str(each) for each in agent.stream(asked, config, stream_mode=mode)]
 
 
+@pytest.fixture
+def telemetry(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryLogRecordExporter]:
+    """All that an OpenTelemetry exporter receives."""
+    provider, exporter = LoggerProvider(shutdown_on_exit=False), InMemoryLogRecordExporter()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    monkeypatch.setattr(otel, "_LOGGER_PROVIDER", provider)  # the public setter sets it once a process
+    yield exporter
+    provider.shutdown()
+
+
+def _exported(telemetry: InMemoryLogRecordExporter) -> str:
+    return " ".join(each.to_json() for each in telemetry.get_finished_logs())
+
+
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
 class TestLeaks:
     @pytest.mark.parametrize("design", ["middleware", "guarded model"])
     @pytest.mark.parametrize("mode", MODES)
-    async def test_no_word_of_a_rejected_draft_is_received(self, mode: str, design: str) -> None:
+    async def test_no_word_of_a_rejected_draft_is_received(
+        self, mode: str, design: str, telemetry: InMemoryLogRecordExporter
+    ) -> None:
         agent, saver, tracer = _leaky(design, DRAFT, _guard(1.0) if design == "middleware" else None)
         seen = await received(agent, "Which one?", mode, {"configurable": {"thread_id": "t"}, "callbacks": [tracer]})
-        everything = " ".join([*seen, *tracer.seen, *_stored(saver)])
+        everything = " ".join([*seen, *tracer.seen, *_stored(saver), _exported(telemetry)])
         assert "not sure enough" in everything or mode == "custom"
+        assert "gen_ai.evaluation.result" in everything
         for word in DRAFT.split():
             assert word not in everything
 
@@ -382,7 +506,9 @@ class TestLeaks:
             assert "zebra" in " ".join(each)
 
     @pytest.mark.timeout(900)
-    async def test_with_the_real_model_and_fifty_questions(self, demo: WhiteBoxModel) -> None:
+    async def test_with_the_real_model_and_fifty_questions(
+        self, demo: WhiteBoxModel, telemetry: InMemoryLogRecordExporter
+    ) -> None:
         subjects = ["rivers", "metals", "planets", "kings", "birds", "engines", "poems", "bridges", "islands", "storms"]
         asked = [
             f"{how} {each}?"
@@ -397,12 +523,16 @@ class TestLeaks:
             agent, saver, tracer = _leaky(("middleware", "guarded model")[at % 2], draft, guard)
             config: Any = {"configurable": {"thread_id": "t"}, "callbacks": [tracer]}
             mode, design = MODES[at % len(MODES)], ("middleware", "guarded model")[at % 2]
-            everything = " ".join([*await received(agent, question, mode, config), *tracer.seen, *_stored(saver)])
+            telemetry.clear()
+            seen = await received(agent, question, mode, config)
+            everything = " ".join([*seen, *tracer.seen, *_stored(saver), _exported(telemetry)])
             assert draft not in everything
             # What the same way says of another rejected draft is not this one's.
             agent, saver, tracer = _leaky(design, DRAFT, _guard(1.0) if design == "middleware" else None)
             config = {"configurable": {"thread_id": "t"}, "callbacks": [tracer]}
-            known = " ".join([*await received(agent, question, mode, config), *tracer.seen, *_stored(saver)])
+            telemetry.clear()
+            seen = await received(agent, question, mode, config)
+            known = " ".join([*seen, *tracer.seen, *_stored(saver), _exported(telemetry)])
             for word in {each.strip('.,:;"') for each in draft.split()}:
                 assert len(word) < 4 or word in known or word not in everything, (mode, word)
 

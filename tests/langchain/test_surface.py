@@ -37,6 +37,7 @@ def test_the_public_names_are_these() -> None:
         "HeldAnswers",
         "LowConfidenceError",
         "add_guard",
+        "unsure_call",
         "way_on",
     ]
     for name in hallucination_guard_langchain.__all__:

@@ -17,7 +17,7 @@ from hallucination_guard_langchain.runnable import GuardRunnable
 if TYPE_CHECKING:
     from hallucination_guard_langchain.graph import GuardNodes, GuardState, add_guard, way_on
     from hallucination_guard_langchain.held import HeldAnswers
-    from hallucination_guard_langchain.middleware import HallucinationGuardMiddleware
+    from hallucination_guard_langchain.middleware import HallucinationGuardMiddleware, unsure_call
 
 __all__ = [
     "AuditCallback",
@@ -29,6 +29,7 @@ __all__ = [
     "HeldAnswers",
     "LowConfidenceError",
     "add_guard",
+    "unsure_call",
     "way_on",
 ]
 
@@ -38,6 +39,7 @@ _LATER = {
     "HallucinationGuardMiddleware": "middleware",
     "HeldAnswers": "held",
     "add_guard": "graph",
+    "unsure_call": "middleware",
     "way_on": "graph",
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
-from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, ToolCallRequest
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, hook_config
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
@@ -23,7 +23,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from hallucination_guard.errors import ConfigurationError, InputError
-from hallucination_guard.guard import ABSTENTION, KEY, Guard
+from hallucination_guard.guard import ABSTENTION, KEY, Guard, verdict_of
 from hallucination_guard.values import Generation, Outcome, ToolCall, as_tools, tool_choice_of
 from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of
 from hallucination_guard_langchain.convert import (
@@ -45,7 +45,7 @@ from hallucination_guard_langchain.review import (
     waiting_of,
 )
 
-__all__ = ["HallucinationGuardMiddleware"]
+__all__ = ["HallucinationGuardMiddleware", "unsure_call"]
 
 Doubt: TypeAlias = Callable[[Generation], Sequence[float]]
 """From a generation to one confidence a tool call, in [0, 1]."""
@@ -55,6 +55,31 @@ STATE = "hallucination_guard_review"
 
 class _State(AgentState[Any]):
     hallucination_guard_review: NotRequired[Annotated[Waiting | None, PrivateStateAttr]]
+
+
+def unsure_call(below: float) -> Callable[[ToolCallRequest], bool]:
+    """A ``when`` for ``HumanInTheLoopMiddleware``: whether a call is less sure than ``below``, or nobody said how sure.
+
+    It reads what a :class:`HallucinationGuardMiddleware` with a ``confidence`` wrote into the message, so it says the
+    same when a run resumes.
+
+    Args:
+        below: the confidence, in [0, 1].
+    """
+
+    def unsure(request: ToolCallRequest) -> bool:
+        name = request.tool_call["id"]
+        messages = request.state["messages"] if isinstance(request.state, Mapping) else ()
+        calling = (
+            each
+            for each in reversed(messages)
+            if isinstance(each, AIMessage) and any(call["id"] == name for call in each.tool_calls)
+        )
+        message = next(calling, None)
+        sure = {} if message is None else message.response_metadata.get(KEY, {}).get("calls", {})
+        return not (name in sure and sure[name] >= below)
+
+    return unsure
 
 
 class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
@@ -165,10 +190,12 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
                 raise LowConfidenceError(outcome)
             return written  # as it was streamed
         if outcome.accepted:
-            message = self._accepted(draft, outcome)
-            shaky = self._shaky(outcome)
+            sure = self._sure(outcome)
+            own = outcome.attempts > 1 and not isinstance(request.model, GuardedChatModel)
+            message = self._with_verdict(self._message(outcome) if own else draft, outcome, sure)
+            shaky = self._shaky(outcome, sure)
             if not shaky:
-                if outcome.attempts == 1:  # what LangChain made of it (a structured response) holds for this draft
+                if not own:  # what LangChain made of it (a structured response) holds for this draft
                     result = [message if each is draft else each for each in written.result]
                     return ModelResponse(result=result, structured_response=written.structured_response)
                 return ModelResponse(result=[message])
@@ -206,30 +233,31 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     def _message(self, outcome: Outcome) -> AIMessage:
         return as_ai_message(outcome, abstention=self.abstention_message, model_name=str(self.guard.model.name))
 
-    def _accepted(self, draft: AIMessage, outcome: Outcome) -> AIMessage:
-        """The draft with its verdict; a later one is the guard's own."""
-        message = self._message(outcome)
-        if outcome.attempts > 1:
-            return message
-        return draft.model_copy(
-            update={"response_metadata": {**draft.response_metadata, KEY: message.response_metadata[KEY]}}
-        )
+    def _with_verdict(self, message: AIMessage, outcome: Outcome, sure: Sequence[float]) -> AIMessage:
+        """The message with its verdict, and how sure each of its calls is, by the id that the call has there."""
+        verdict = verdict_of(outcome)
+        if sure and len(sure) == len(message.tool_calls):
+            verdict["calls"] = {str(call["id"]): each for call, each in zip(message.tool_calls, sure, strict=True)}
+        return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: verdict}})
 
     # ------------------------------------------------------------------------------------------------ a human's
 
-    def _shaky(self, outcome: Outcome) -> list[int]:
-        """Which calls wait for a human."""
+    def _sure(self, outcome: Outcome) -> list[float]:
+        """How sure each call is; empty where that is not asked for, or not said of every call."""
         calls = outcome.tool_calls
-        if not any(each.name in self.require_approval_below for each in calls):
+        if self.confidence is None or not calls:
             return []
-        assert self.confidence is not None
-        sure = list(self.confidence(outcome.generation))
+        found = [float(each) for each in self.confidence(outcome.generation)]
+        whole = len(found) == len(calls) and all(0.0 <= each <= 1.0 for each in found)  # also false for NaN
+        return found if whole else []
+
+    def _shaky(self, outcome: Outcome, sure: Sequence[float]) -> list[int]:
+        """Which calls wait for a human; where nothing is known of them, they do."""
+        limits = self.require_approval_below
         return [
             at
-            for at, each in enumerate(calls)
-            # Not "sure < limit": what is no number, or was not given, must wait.
-            if each.name in self.require_approval_below
-            and not (len(sure) == len(calls) and sure[at] >= self.require_approval_below[each.name])
+            for at, each in enumerate(outcome.tool_calls)
+            if each.name in limits and not (sure and sure[at] >= limits[each.name])
         ]
 
     def _waits(self, request: ModelRequest[Any], outcome: Outcome, shaky: Sequence[int]) -> ExtendedModelResponse[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from hallucination_guard import AuditLog, Calibration, Guard
-from hallucination_guard.calibration import Labelled, write_labelled
+from hallucination_guard.calibration import Beginning, Labelled, write_labelled
 from hallucination_guard.cli.app import run as run_command
 from hallucination_guard.errors import CalibrationError, ConfigurationError, InputError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
@@ -136,3 +137,18 @@ def test_answers_of_another_judge_than_the_one_asked_for_are_refused(data, tmp_p
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         run("--data", tmp_path / "none.jsonl", "--output", tmp_path / "c.json")
+
+
+def test_for_streams_it_needs_the_beginnings(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--data", data, "--output", tmp_path / "c.json", "--for", "stream") == 1
+    assert "evaluate --beginnings" in capsys.readouterr().err
+    whole = [
+        replace(each, beginnings=(Beginning(length=2, scores=each.scores), Beginning(length=5, scores=each.scores)))
+        for each in rows(600)
+    ]
+    write_labelled(data, whole)
+    assert run("--data", data, "--output", tmp_path / "c.json", "--for", "stream", "--alpha", "0.3") == 0
+    assert "the greatest over all beginnings" in capsys.readouterr().out
+    found = Calibration.load(tmp_path / "c.json")
+    assert found.gate == "stream"
+    assert found.certificates

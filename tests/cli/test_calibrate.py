@@ -140,8 +140,8 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_for_streams_it_needs_the_beginnings(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--data", data, "--output", tmp_path / "c.json", "--for", "stream") == 1
-    assert "evaluate --beginnings" in capsys.readouterr().err
+    with pytest.raises(CalibrationError, match="evaluate --beginnings"):
+        run("--data", data, "--output", tmp_path / "c.json", "--for", "stream")
     whole = [
         replace(each, beginnings=(Beginning(length=2, scores=each.scores), Beginning(length=5, scores=each.scores)))
         for each in rows(600)

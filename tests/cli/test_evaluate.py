@@ -204,28 +204,21 @@ class TestRefusals:
 
 
 def test_beginnings_are_scored_and_calibrate_streams(call: Callable[..., int], tmp_path: Path) -> None:
-    path = tmp_path / "given.jsonl"
-    rows = [
-        {
-            "query": f"What is {at}?",
-            "response": f"It is {at}. It is not {at + 1}. Sure."[: 8 + at % 25],
-            "label": at % 3 > 0,
-        }
-        for at in range(2 * COUNT)
-    ]
+    path, made = tmp_path / "given.jsonl", tmp_path / "stream.json"
+    said = [f"It is {at}. It is not {at + 1}. Sure."[: 8 + at % 25] for at in range(2 * COUNT)]
+    rows = [{"query": f"What is {at}?", "response": each, "label": len(each) < 20} for at, each in enumerate(said)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert call("--data", path, "--beginnings") == 0
     answers = read_labelled(tmp_path / "out" / "answers.jsonl")
     assert {len(each.beginnings) for each in answers} >= {1, 2}
     for each in answers:
         assert dict(each.beginnings[-1].scores) == dict(each.scores)
-    run_command(
-        [*f"calibrate --for stream --score semgrad --map isotonic --data {tmp_path}/out/answers.jsonl".split(),
-         "--output", str(tmp_path / "stream.json")]
-    )  # fmt: skip
-    assert (tmp_path / "stream.json").exists() == (Calibration.load(tmp_path / "stream.json").gate == "stream")
+    options = f"calibrate --for stream --score sequence_nll --data {tmp_path}/out/answers.jsonl --output {made}"
+    assert run_command(options.split()) == 0
+    assert Calibration.load(made).gate == "stream"
 
 
 def test_rows_without_beginnings_are_of_another_run(call: Callable[..., int], given: Path) -> None:
     assert call("--data", given) == 0
-    assert call("--data", given, "--beginnings") == 2
+    with pytest.raises(InputError, match="beginnings"):
+        call("--data", given, "--beginnings")

@@ -11,12 +11,13 @@ import contextvars
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
+from hallucination_guard.guard.in_a_thread import in_a_thread
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
@@ -259,7 +260,7 @@ class Guard:
         """:meth:`stream`, in a thread of its own for each. A cancelled task ends generating within a token."""
         left = threading.Event()
         events = self._events(messages, call, thread_id, generation, provisional=provisional, gone=left.is_set)
-        return _in_a_thread(events, left)
+        return in_a_thread(events, left)
 
     def _events(
         self,
@@ -429,49 +430,6 @@ class Guard:
             self.drift = DriftMonitor(self.calibration.reference)
         self._watched = self.calibration
         return certificates
-
-
-async def _in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncGenerator[Event, None]:
-    """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Event | _Over] = asyncio.Queue()
-
-    def tell(event: Event | _Over) -> None:
-        try:
-            loop.call_soon_threadsafe(queue.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody reads
-            left.set()
-
-    def run() -> None:
-        failed: BaseException | None = None
-        try:
-            for event in events:
-                tell(event)
-        except BaseException as error:  # the reader's task raises it
-            failed = error
-        tell(_Over(failed))
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="hallucination-guard-reader").start()
-    over = False
-    try:
-        while True:
-            event = await queue.get()
-            if isinstance(event, _Over):
-                over = True
-                if event.error is not None:
-                    raise event.error
-                return
-            yield event
-    finally:
-        left.set()
-        while not over:  # until the record of what was interrupted is written
-            over = isinstance(await queue.get(), _Over)
-
-
-@dataclass(frozen=True, slots=True)
-class _Over:
-    error: BaseException | None
 
 
 def _facts(call: Call | None, thread_id: str | None) -> Call:

@@ -21,7 +21,8 @@ from hallucination_guard.calibration.certificate import (
     split,
 )
 from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion, fold_of
-from hallucination_guard.calibration.labelled import Beginning, Labelled
+from hallucination_guard.calibration.gate import refuse_whole_only, value_of, watched_value, written
+from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map
 from hallucination_guard.calibration.report import FitReport, report_of
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
@@ -129,7 +130,7 @@ def calibrate(
     """
     covered = _one_origin(answers, policy)
     if gate == "stream":
-        _refuse_whole_only(answers, covered)
+        refuse_whole_only(answers, covered)
     alphas = tuple(alphas)
     if alphas and (unnamed := getattr(policy, "unnamed", "")):
         raise CalibrationError(f"{unnamed}, so nothing can be certified of it", hint="give the rule a corpus")
@@ -148,15 +149,9 @@ def calibrate(
     _refuse_too_few(labels)
     parameters = fit_map(values, labels, kind=map, name=name)
     ids = [each.id for each in mapped]
-    plain = [[each.id, each.attempt, each.correct, sorted(each.scores.items())] for each in answers]
-    if gate == "stream":
-        plain = [
-            [*row, [[part.length, sorted(part.scores.items())] for part in each.beginnings]]
-            for row, each in zip(plain, answers, strict=True)
-        ]
-    data = _hash(sorted(plain))
+    data = _hash(sorted(written(each, gate) for each in answers))
     first = sorted(
-        _watched(each, value, name, fusion, gate)
+        watched_value(each, value, name, fusion, gate)
         for value, each in zip(values, mapped, strict=True)
         if each.attempt == 1
     )
@@ -262,7 +257,7 @@ def _drafts(
     def read(each: Labelled) -> tuple[float | None, bool]:
         if each.status != "scored":
             return None, each.correct
-        return _value(each, name, fusion, gate), each.correct
+        return value_of(each, name, fusion, gate), each.correct
 
     return Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
 
@@ -294,42 +289,13 @@ def _values(
                 f"{name!r} cannot be calibrated on",
                 hint=f"give 'fused', or a score that rises with doubt, of {', '.join(sorted(scored[0].scores))}",
             )
-        return None, scored, [_value(each, name, None, gate) for each in scored]
+        return None, scored, [value_of(each, name, None, gate) for each in scored]
     if not fit_ids:  # nothing has to be kept apart: the map is fitted on scores whose weights never saw the answer
-        values = cross_fitted(scored, _FOLDS, read=lambda each, fusion: _value(each, name, fusion, gate))
+        values = cross_fitted(scored, _FOLDS, read=lambda each, fusion: value_of(each, name, fusion, gate))
         return fit_fusion(scored), scored, values
     fusion = fit_fusion([each for each in scored if each.id in fit_ids])
     rest = [each for each in scored if each.id not in fit_ids]
-    return fusion, rest, [_value(each, name, fusion, gate) for each in rest]
-
-
-def _value(each: Labelled, name: str, fusion: Fusion | None, gate: Gate) -> float:
-    """What the calibration reads of an answer."""
-    parts = each.beginnings if gate == "stream" else (each,)
-    return max(_read(part, name, fusion) for part in parts)
-
-
-def _read(part: Labelled | Beginning, name: str, fusion: Fusion | None) -> float:
-    return fusion.score(part.scores, part.length) if fusion else part.scores[name]
-
-
-def _watched(each: Labelled, value: float, name: str, fusion: Fusion | None, gate: Gate) -> float:
-    """By what drift is noticed: of a stream by its first sentence, since where it ends depends on the threshold."""
-    return _read(each.beginnings[0], name, fusion) if gate == "stream" else value
-
-
-def _refuse_whole_only(answers: Sequence[Labelled], covered: str | None) -> None:
-    if covered is not None or any(each.attempt > 1 for each in answers):
-        raise CalibrationError(
-            "a stream is calibrated on single drafts, and these are of a policy that makes further attempts",
-            hint="label the answers of a policy that only abstains",
-        )
-    for each in answers:
-        if each.status == "scored" and not each.beginnings:
-            raise CalibrationError(
-                f"of the answer {each.id!r} only the whole was measured",
-                hint="measure every beginning: evaluate --beginnings, or a log of guarded streams",
-            )
+    return fusion, rest, [value_of(each, name, fusion, gate) for each in rest]
 
 
 def _refuse_too_few(labels: Sequence[bool]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
-from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
+from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
 from hallucination_guard.guard.in_a_thread import in_a_thread
 from hallucination_guard.guard.judging import Judging
@@ -289,7 +289,7 @@ class Guard:
                 "the calibration is of whole answers, and a stream asks about their beginnings",
                 hint="fit one for streams: calibrate --for stream; or give the policy score and limit",
             )
-        loop = self._loop()
+        loop = self._loop("stream")
         if self.calibration is not None and self.calibration.gate == "answer":  # the policy asks nothing of it
             loop = replace(loop, judging=replace(loop.judging, calibration=None, certificates=(), drift=None))
         return Streaming(loop=loop, model=self.model, gone=gone, provisional=provisional)
@@ -310,7 +310,8 @@ class Guard:
 
     def _drained(self, all_progress: Sequence[Progress]) -> None:
         """Calls through the stream gate: their thresholds are of streams. Those of a batch are decoded together."""
-        streaming = self._streaming(lambda: False)
+        left = threading.Event()
+        streaming = self._streaming(left.is_set)
 
         def drain(progress: Progress) -> None:
             for _ in streaming(progress):
@@ -318,8 +319,12 @@ class Guard:
 
         with ThreadPoolExecutor(self.batch_size, thread_name_prefix="hallucination-guard") as threads:
             calls = [threads.submit(contextvars.copy_context().run, drain, each) for each in all_progress]
-        for each in calls:
-            each.result()
+            try:
+                for each in calls:
+                    each.result()
+            except BaseException:  # an interruption as well: the others end within a token, and are recorded
+                left.set()
+                raise
 
     def _progress(self, prompts: Sequence[Messages], facts: Call, settings: GenerationSettings) -> list[Progress]:
         """Where each prompt begins. One that cannot be used is refused before anything is generated."""
@@ -343,8 +348,8 @@ class Guard:
     ) -> list[Outcome]:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
-        loop = self._loop()
         streamed = self.calibration is not None and self.calibration.gate == "stream"
+        loop = None if streamed else self._loop()
         if streamed and answers:
             raise ConfigurationError(
                 "the calibration is of streams, and an answer that something else wrote is judged as a whole",
@@ -355,7 +360,7 @@ class Guard:
             progress.given, progress.unscorable = self._given(progress, *answer)
         failure: BaseException | None = None
         try:
-            self._drained(all_progress) if streamed else loop.run(all_progress)
+            self._drained(all_progress) if loop is None else loop.run(all_progress)
         except BaseException as error:
             if self.debug:
                 raise
@@ -392,9 +397,18 @@ class Guard:
             return unread, error.message
         return read, ""
 
-    def _loop(self) -> Loop:
-        """What takes part in this call, as it is now."""
+    def _loop(self, gate: Gate = "answer") -> Loop:
+        """What takes part in this call, as it is now.
+
+        Raises:
+            ConfigurationError: if answers are to be judged as a whole by a calibration of streams.
+        """
         certificates = self._check_calibration()
+        if gate == "answer" and self.calibration is not None and self.calibration.gate == "stream":
+            raise ConfigurationError(
+                "the calibration is of streams, and an answer would be judged as a whole",
+                hint="stream, or call the guard, which does; or give it a calibration of whole answers",
+            )
         return Loop(
             model=self.model,
             scorer=self.scorer,

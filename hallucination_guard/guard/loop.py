@@ -14,7 +14,7 @@ from tenacity import Retrying, retry_if_result
 
 from hallucination_guard.errors import CallError, GuardError, InputError, PolicyError, ScoringError
 from hallucination_guard.guard.judging import Judging
-from hallucination_guard.guard.moves import Again, carry_out
+from hallucination_guard.guard.moves import Again, Ended, carry_out
 from hallucination_guard.guard.progress import Draft, Progress
 from hallucination_guard.guard.recording import Recorder
 from hallucination_guard.guard.telemetry import evaluated
@@ -209,6 +209,7 @@ class Loop:
             return
         try:
             found = carry_out(decision.move, model=self.model, asked=progress.asked, settings=progress.settings)
+            self._check_room(progress, found)
         except (CallError, InputError) as error:
             self._give_up(progress, decision, error)
             return
@@ -219,6 +220,18 @@ class Loop:
         if found.text is not None:
             self.recorder.escalated(progress, decision, answered_by=found.answered_by, answer=found.text)
         self.end(progress, decision, found.text)
+
+    def _check_room(self, progress: Progress, found: Again | Ended) -> None:
+        """See that the next prompt of a stream leaves room for what was released, after which it goes on.
+
+        Raises:
+            InputError: if it does not.
+        """
+        if not progress.released_ids or isinstance(found, Ended) or self.model.context is None:
+            return
+        prompt = self.model.prompt(found.messages or progress.messages, **progress.settings.offered)
+        if len(prompt.token_ids) + len(progress.released_ids) >= self.model.context:
+            raise InputError("the next prompt and what was released are longer than the context", hint="shorten it")
 
     def _give_up(self, progress: Progress, decision: Decision, error: GuardError) -> None:
         _log_failure(decision.action, error)

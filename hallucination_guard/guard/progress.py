@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from hallucination_guard.guard.moves import Again
@@ -93,7 +93,11 @@ class Progress:
     def conditions(self) -> Conditions:
         """Those of the newest draft: drawn as the call's first, since what is changed is the policy's, and its end."""
         assert self.newest is not None and self.drawn_under is not None
-        return self.drawn_under.ended(self.newest.generation.finish_reason)
+        generation = self.newest.generation
+        ended = self.drawn_under.ended(generation.finish_reason)
+        if generation.finish_reason != "length":
+            return ended
+        return replace(ended, max_new_tokens=generation.settings.max_new_tokens)  # the context may have cut it earlier
 
     @property
     def situation(self) -> Situation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -26,6 +27,9 @@ from hallucination_guard.values import (
 )
 
 __all__ = ["Recorder", "Review", "policy_identity"]
+
+
+_log = logging.getLogger("hallucination_guard")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,9 @@ class Recorder:
             try:
                 self._keep(progress, decision)
             except Exception as second:  # the interruption goes on its way all the same, and says so
+                # A reader who closes the stream never sees the note.
                 error.add_note(f"and the interrupted attempt could not be recorded: {type(second).__name__}")
+                _log.warning("guard.record_lost: an interrupted attempt, by %s", type(second).__name__)
 
     def _keep(self, progress: Progress, decision: Decision, *, answered_by: str = "", answer: str = "") -> None:
         if self.sink is None:

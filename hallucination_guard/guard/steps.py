@@ -44,6 +44,7 @@ class Steps:
         Raises:
             InputError: if the prompt cannot be used.
         """
+        self.guard._loop()  # what cannot work together is refused before anything is kept
         asked, settings = as_messages(messages), self.guard.generation
         self.guard.model.prompt(asked, **settings.offered)
         return keep(Progress(asked=asked, messages=asked, settings=settings, call=call, request_id=request_id))

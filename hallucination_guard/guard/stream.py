@@ -9,8 +9,9 @@ A certificate for streams is of the greatest doubt over all beginnings (``calibr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hallucination_guard.errors import GuardError, ModelError
 from hallucination_guard.guard.loop import Loop
@@ -20,13 +21,16 @@ from hallucination_guard.values import (
     Event,
     Generation,
     Live,
+    Model,
     Provisional,
     Released,
     Score,
+    Scorer,
     StreamingModel,
+    StreamingScorer,
     Verdict,
 )
-from hallucination_guard.values.text import has_visible, sentence_ranges, whole_characters
+from hallucination_guard.values.text import has_visible, sentence_ends, whole_characters
 
 __all__ = ["ReaderGone", "Streaming"]
 
@@ -70,8 +74,7 @@ class Streaming:
                 yield from self._draft(progress, live)
             except BaseException as error:
                 live.leave()
-                if progress.newest is not None and progress.recorded < progress.attempt:
-                    progress.replace(live.beginning(len(live.texts())))
+                self._cut_off(progress, live)
                 self.loop.recorder.interrupted([progress], error)
                 raise
             live.leave()
@@ -82,15 +85,16 @@ class Streaming:
         progress.begin(live.beginning(len(progress.released_ids)), unfinished)
         if self.provisional:
             self._announce(progress)
-        measure, scoring, begin = self._measure(), 0.0, len(progress.released_ids)
+        measure, scoring, begin = _Measure(self.loop.scorer, self.model), 0.0, len(progress.released_ids)
         for step in self._steps(progress, live):
             if isinstance(step, Provisional):
                 yield step
                 continue
             generation = step
+            self._check_model(progress, generation)
             progress.replace(generation)
             with live.hold():
-                [score] = self.loop.score([generation], lambda _, each: [measure(one) for one in each])
+                [score] = self.loop.score([generation], measure)
             scoring += score.seconds
             decision = self._decide(progress, generation, score)
             goes_on = decision.action == "accept" and generation.finish_reason == "open"
@@ -103,11 +107,32 @@ class Streaming:
         if progress.outcome is not None:
             yield progress.outcome
 
-    def _measure(self) -> Callable[[Generation], Score]:
-        """How the beginnings of one draft are scored."""
-        scorer, model = self.loop.scorer, self.model
-        grown: Callable[[StreamingModel], Callable[[Generation], Score]] | None = getattr(scorer, "beginnings", None)
-        return grown(model) if grown is not None else lambda generation: scorer.batch(model, [generation])[0]
+    def _check_model(self, progress: Progress, generation: Generation) -> None:
+        """See that the model is still the one that the draft began with, and that the calibration was fitted on.
+
+        Raises:
+            ModelError: if it was changed in the middle of an answer.
+            CalibrationMismatch: if the calibration is of another one.
+        """
+        assert progress.newest is not None
+        if generation.model != progress.newest.generation.model:
+            raise ModelError(
+                f"the model {generation.model.name!r} was changed while it answered",
+                hint="ask again: nothing more leaves",
+            )
+        if (calibration := self.loop.judging.calibration) is not None:
+            calibration.check(generation.model, self.loop.scorer.identity)
+
+    def _cut_off(self, progress: Progress, live: Live) -> None:
+        """What was drawn beyond the beginning that was judged last has no verdict: it is recorded without one."""
+        if progress.newest is None or progress.recorded == progress.attempt:
+            return
+        drawn = live.beginning(len(live.texts()))
+        if drawn.response_token_ids != progress.newest.generation.response_token_ids:
+            unfinished = Verdict(
+                score=Score.failed("interrupted before it was scored", scorer=self.loop.scorer.identity)
+            )
+            progress.newest = Draft(attempt=progress.attempt, generation=drawn, verdict=unfinished)
 
     def _announce(self, progress: Progress) -> None:
         """Write down, before anything is shown, that text is shown which nobody has decided on."""
@@ -122,20 +147,21 @@ class Streaming:
     def _steps(self, progress: Progress, live: Live) -> Iterator[Generation | Provisional]:
         """The answer up to the end of each further sentence, as soon as that is known, and at last the whole."""
         done = seen = len(progress.released_ids)
-        shown, begins = len(progress.released), True
+        whole = progress.settings.response_schema is not None  # JSON is no sentences
+        shown, begins = progress.released, True
         while True:
 
-            def ready(seen: int = seen, shown: int = shown) -> bool:
-                return bool(_ends(live, seen)) or (self.provisional and live.prose() > shown)
+            def ready(seen: int = seen, shown: str = shown) -> bool:
+                return bool(_ends(live, seen, whole=whole)) or (self.provisional and _further(live, shown, whole) != "")
 
             live.wait(ready)
             if self.gone():
                 raise ReaderGone("the reader left the stream")
             ended = live.ended
-            if self.provisional and (prose := live.prose()) > shown:
-                yield Provisional(text="".join(live.texts())[shown:prose], begins=begins)
-                shown, begins = prose, False
-            for end in _ends(live, seen):
+            if self.provisional and (text := _further(live, shown, whole)):
+                yield Provisional(text=text, begins=begins)
+                shown, begins = shown + text, False
+            for end in _ends(live, seen, whole=whole):
                 seen, texts = end, live.texts()
                 stop = whole_characters(end, least=done, texts=texts, text_of=lambda stop: live.beginning(stop).text)
                 beginning = live.beginning(stop)
@@ -180,7 +206,7 @@ class Streaming:
         else:
             self.loop.recorder.draft(progress, decision)
             progress.release(generation, text)
-            self.loop.end(progress, decision, generation.content)
+            self.loop.end(progress, decision, progress.released)
         audit_id = progress.audit_ids[-1] if progress.audit_ids else ""
         return Released(text=text, verdict=progress.newest.verdict, audit_id=audit_id)
 
@@ -189,16 +215,50 @@ class Streaming:
         self.loop.carry_out(progress, progress.judged, decision)
 
 
-def _ends(live: Live, seen: int) -> list[int]:
+class _Measure:
+    """How the beginnings of one draft are scored; made with the first, so that what fails is a score that failed."""
+
+    def __init__(self, scorer: Scorer, model: Model) -> None:
+        self._scorer, self._model = scorer, model
+        self._grown: Callable[[Generation], Score] | None = None
+
+    def __call__(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
+        """The score of one further beginning."""
+        if not isinstance(self._scorer, StreamingScorer):
+            return self._scorer.batch(model, generations)
+        if self._grown is None:
+            self._grown = self._scorer.beginnings(self._model)
+        return [self._grown(each) for each in generations]
+
+
+def _sure(live: Live) -> tuple[int, tuple[str, ...]]:
+    """How many characters may leave before the answer is whole, and what each token adds to the text.
+
+    Another thread may be drawing: each look is at least as far on as the one before, and the end is looked for last.
+    """
+    sure, texts = live.prose(), live.texts()
+    if live.ended is not None and (called := live.beginning(len(texts)).written_calls):
+        sure = min(sure, called[0].start)  # calls are decided on with the whole answer
+    return sure, texts
+
+
+def _ends(live: Live, seen: int, *, whole: bool) -> list[int]:
     """Where sentences beyond ``seen`` tokens end, as far as it is certain; the end of the answer is none of them."""
-    ended, texts = live.ended, live.texts()
-    ends = [stop for _, stop in sentence_ranges(texts)[:-1] if stop > seen]
-    if not ends:
+    if whole:
         return []
-    sure = live.prose()
-    if ended is not None and (called := live.beginning(len(texts)).written_calls):
-        sure = called[0].start  # calls are decided on with the whole answer
-    return [stop for stop in ends if len("".join(texts[:stop])) <= sure]
+    sure, texts = _sure(live)
+    return [stop for stop in sentence_ends(texts, seen) if len("".join(texts[:stop])) <= sure]
+
+
+def _further(live: Live, shown: str, whole: bool) -> str:
+    """What of the answer can be shown beyond what was; nothing of thinking, of calls and of JSON."""
+    if whole:
+        return ""
+    sure, texts = _sure(live)
+    lengths = list(accumulate(map(len, texts)))
+    content = live.beginning(sum(length <= sure for length in lengths)).content
+    text = content[len(shown) :] if content.startswith(shown) else ""
+    return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text
 
 
 def _rest(progress: Progress, generation: Generation) -> str:
@@ -207,7 +267,8 @@ def _rest(progress: Progress, generation: Generation) -> str:
         return text[len(released) :]
     # Without its calls, an answer is stripped of the space around it.
     if generation.written_calls and text.startswith(released.strip()):
-        return text[len(released.strip()) :]
+        space = released[len(released.rstrip()) :]
+        return text[len(released.strip()) :].removeprefix(space)
     raise ModelError("the answer does not begin with what was released", hint="its tokenizer rewrites earlier text")
 
 

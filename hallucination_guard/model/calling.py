@@ -209,10 +209,8 @@ def written_text(tokenizer: Tokenizer, token_ids: Sequence[int], *, calls: bool)
 
 def prose_of(form: CallFormat, text: str) -> int:
     """How many characters at the beginning of an unfinished answer are surely in no call."""
-    if form == "llama":  # a call is the whole answer
-        begun = text.lstrip()
-        mark = "<|python_tag|>"
-        return 0 if begun[:1] == "{" or mark in text or mark.startswith(begun) else len(text)
+    if form == "llama":  # a call is the whole answer, whatever stands before its mark
+        return 0
     mark = _MARKS[form][0]
     found = text.find(mark)
     return found if found >= 0 else len(text) - begun_at_end(text, (mark,))

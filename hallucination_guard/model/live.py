@@ -8,9 +8,12 @@ operation (measured: 1.7 times as slow). Where there is a core to spare, or a GP
 
 from __future__ import annotations
 
+import atexit
+import copy
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +21,7 @@ from itertools import pairwise
 
 import torch
 
+from hallucination_guard.errors import ModelError
 from hallucination_guard.model.calling import begun_at_end, format_of, prose_of, written_text
 from hallucination_guard.model.decoding import end_of_answer
 from hallucination_guard.model.generating import Asked, Decoding, generation_of, room_for
@@ -45,13 +49,13 @@ class LiveAnswer:
     def __init__(self, streams: Streams, asked: Asked, settings: GenerationSettings, gone: Callable[[], bool]) -> None:
         assert settings.max_new_tokens is not None
         self.asked, self.settings = asked, settings
-        self.room = room_for(streams.inside, asked, settings.max_new_tokens)
+        self.room = max(0, room_for(streams.inside, asked, settings.max_new_tokens - len(asked.begin)))
         self.ready: Callable[[], bool] | None = None
         self.error: BaseException | None = None
         self._streams, self._inside, self._gone = streams, streams.inside, gone
         self._left = False
-        self._ids: list[int] = list(asked.begin)
-        self._ended: FinishReason | None = None
+        self._ids: tuple[int, ...] = asked.begin
+        self._ended: FinishReason | None = None if self.room else "length"
         self._trace: Callable[[tuple[int, ...]], Trace | None] = lambda answer: None
         self._ends = [0]  # of what each token adds, as far as it was looked at
         self._began = time.perf_counter()
@@ -71,7 +75,7 @@ class LiveAnswer:
 
     def texts(self) -> tuple[str, ...]:
         """What each token so far adds to the text; a token with half a character adds nothing yet."""
-        ended, ids = self._ended, tuple(self._ids)
+        ended, ids = self._ended, self._ids
         whole = self._text(ids)
         for stop in range(len(self._ends), len(ids) + 1):
             text = whole if stop == len(ids) else self._text(ids[:stop])
@@ -93,7 +97,7 @@ class LiveAnswer:
 
     def beginning(self, tokens: int) -> Generation:
         """Its first tokens as an answer."""
-        ended, ids = self._ended, tuple(self._ids)
+        ended, ids = self._ended, self._ids
         answer = ids[:tokens]
         whole = ended is not None and len(answer) == len(ids)
         return generation_of(
@@ -143,27 +147,48 @@ class LiveAnswer:
         """Its batch begins."""
         self._trace = trace
 
-    def drawn(self, token: int) -> None:
-        """Take in a token, and see whether the reader has something to do."""
-        if self.over:
-            return
-        begin, ends, stop = len(self.asked.begin), self._inside.end_ids, self.settings.stop or ()
-        ids = [*self._ids[begin:], token]
-        length, ending = end_of_answer(self._inside.tokenizer, ids, ends, stop)
-        self._ids = [*self.asked.begin, *ids[:length]]
-        if ending != "length" or len(ids) == self.room:
-            self._ended = ending
+    def look(self, drawn: Sequence[int]) -> None:
+        """Take in what its row of the batch has so far, and see whether the reader has something to do.
+
+        Whatever goes wrong here is this reader's: its thread raises it.
+        """
         try:
+            # How far it is, its ids say: an interruption between two lines must not take a token in twice.
+            while (taken := len(self._ids) - len(self.asked.begin)) < len(drawn) and not self.over:
+                self._take(drawn[taken])
             if self.ready is not None and self.ready():
                 self.ready = None
-        except Exception as error:  # the reader's own: its thread raises it
+        except Exception as error:
             self.error = error
+
+    def _take(self, token: int) -> None:
+        begin, ends, stop = len(self.asked.begin), self._inside.end_ids, self.settings.stop or ()
+        ids = (*self._ids, token)
+        # A stop text may have begun in what was released, of which nothing can be taken back.
+        length, ending = end_of_answer(self._inside.tokenizer, ids, ends, stop)
+        self._ids = ids[: max(length, begin)]
+        if ending != "length" or len(ids) - begin == self.room:
+            self._ended = ending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Batch:
+    """Rows that are decoded together. What was drawn is kept whole: an interruption takes no token from a row."""
+
     rows: tuple[LiveAnswer, ...]
     steps: Iterator[list[int]]
+    drawn: list[list[int]]
+
+    def look(self) -> None:
+        """Let each row take in what it has not yet."""
+        for at, each in enumerate(self.rows):
+            each.look([step[at] for step in self.drawn])
+
+    def fail(self, error: BaseException | None) -> None:
+        """Tell each row that nothing more is drawn."""
+        for each in self.rows:
+            if not each.over:
+                each.error = _of_its_own(error)
 
 
 class Streams:
@@ -180,17 +205,23 @@ class Streams:
         self._batch: _Batch | None = None
         self._drawn_by: threading.Thread | None = None
         self._computing = 0
+        self._stopped = self._registered = False
         self._turn = threading.Lock()
 
     def open(self, asked: Asked, settings: GenerationSettings, gone: Callable[[], bool]) -> LiveAnswer:
         """Begin to answer, as soon as it can be."""
         live = LiveAnswer(self, asked, settings, gone)
+        if live.ended is not None:  # there is no room for a token
+            return live
         with self._lock:
             self._waiting.append(live)
             self._lock.notify_all()
             if self._drawn_by is None and self._spare:
                 self._drawn_by = threading.Thread(target=self._draw_all, daemon=True, name="hallucination-guard-stream")
                 self._drawn_by.start()
+                if not self._registered:
+                    atexit.register(self._stop, weakref.ref(self))
+                    self._registered = True
         return live
 
     def wait(self, live: LiveAnswer, ready: Callable[[], bool]) -> None:
@@ -240,8 +271,28 @@ class Streams:
 
     def _draw_all(self) -> None:
         """What the thread does that draws while readers compute; it ends when nothing waits."""
-        while self._step():
-            pass
+        failed: BaseException | None = None
+        try:
+            while not self._stopped and self._step():
+                pass
+        except BaseException as error:  # whoever reads raises it; nobody may wait for a thread that is gone
+            failed = error
+        finally:
+            with self._lock:
+                if self._batch is not None:
+                    self._batch.fail(failed)
+                self._batch, self._drawn_by = None, None
+                self._lock.notify_all()
+
+    @staticmethod
+    def _stop(own: weakref.ref[Streams]) -> None:
+        """The interpreter ends: torch must not be in the middle of a step then."""
+        streams = own()
+        if streams is None:
+            return
+        streams._stopped = True
+        if (thread := streams._drawn_by) is not None and thread is not threading.current_thread():
+            thread.join()
 
     def _step(self) -> bool:
         """Draw a token of each row; False where there is nothing to draw, and then nobody draws any more."""
@@ -251,17 +302,22 @@ class Streams:
         with self._lock:
             while self._computing and not self._spare:
                 self._lock.wait()
-        tokens, failed = None, None
         try:
             tokens = next(batch.steps, None)
-        except BaseException as error:  # each reader's thread raises it
-            failed = error
+            if tokens is not None:
+                batch.drawn.append(tokens)
+        except BaseException as error:
+            with self._lock:
+                batch.fail(error)
+                self._batch = None
+                self._lock.notify_all()
+            if not isinstance(error, Exception):  # an interruption is of the thread that it meets
+                raise
+            return True
         with self._lock:
-            for at, each in enumerate(batch.rows):
-                if tokens is not None:
-                    each.drawn(tokens[at])
-                elif not each.over:
-                    each.error = failed or RuntimeError("the batch ended before the answer")
+            batch.look()
+            if tokens is None:
+                batch.fail(None)
             if tokens is None or all(each.over for each in batch.rows):
                 self._batch = None
             self._lock.notify_all()
@@ -285,8 +341,21 @@ class Streams:
             run = Decoding(self.inside, [each.asked for each in rows], first.settings)
             for row, each in enumerate(rows):
                 each.begins(lambda answer, row=row, run=run: run.trace(row, answer))  # type: ignore[misc]
-            self._batch = _Batch(rows=rows, steps=run.steps(first.room))
+            self._batch = _Batch(rows=rows, steps=run.steps(first.room), drawn=[])
             return self._batch
+
+
+def _of_its_own(error: BaseException | None) -> Exception:
+    """An error for one reader: the traceback of a shared one would show each what the others read."""
+    if isinstance(error, Exception):
+        try:
+            own = copy.copy(error)
+        except Exception:  # some cannot be copied: then its kind is said
+            return ModelError(f"decoding failed: {type(error).__name__}")
+        own.__cause__ = own.__context__ = None
+        return own.with_traceback(None)
+    what = "the batch ended before the answer" if error is None else f"{type(error).__name__} in the batch"
+    return ModelError(f"decoding was interrupted: {what}", hint="ask again")
 
 
 def _alike(one: LiveAnswer, other: LiveAnswer) -> bool:

@@ -22,7 +22,7 @@ from hallucination_guard.scoring.gradients import GradientSettings, Likelihoods,
 from hallucination_guard.scoring.head_walk import Reading, head_norms, pulled_states, read_head
 from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import Generation, Score, StreamingScorer
-from hallucination_guard.values.text import has_visible, sentence_ranges, whole_characters
+from hallucination_guard.values.text import has_visible, sentence_ends, whole_characters
 
 __all__ = ["Beginnings", "score_beginnings"]
 
@@ -140,8 +140,12 @@ def score_beginnings(
     """
     ids = generation.response_token_ids
     texts = token_texts(model.tokenizer, ids)
+    calls, json = generation.written_calls, generation.settings.response_schema is not None
+    sure = calls[0].start if calls else len(generation.text)  # calls are judged with the whole answer, and so is JSON
     stops: list[int] = []
-    for _, end in sentence_ranges(texts)[:-1]:
+    for end in () if json else sentence_ends(texts):
+        if len("".join(texts[:end])) > sure:
+            break
         stop = whole_characters(
             end,
             least=stops[-1] if stops else 0,

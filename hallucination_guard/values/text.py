@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-__all__ = ["has_visible", "sentence_ranges", "sentence_starts", "whole_characters"]
+__all__ = ["has_visible", "sentence_ends", "sentence_ranges", "sentence_starts", "whole_characters"]
 
 _VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
 # Possessive: a model that goes round in circles writes a thousand line breaks, and backtracking would cube them.
@@ -60,6 +60,23 @@ def sentence_ranges(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
             sentence = max(sentence, now)
         at += len(text)
     return tuple(zip(begins, [*begins[1:], len(texts)], strict=True)) if texts else ()
+
+
+def sentence_ends(texts: Sequence[str], begin: int = 0) -> list[int]:
+    """How many tokens there are up to the end of each sentence behind the first ``begin``, the last one left out.
+
+    Each sentence is looked for in what follows the one before, so an end that is found stays where it is when the
+    answer goes on.
+
+    Args:
+        texts: what each token adds to the answer's text.
+        begin: where a sentence begins.
+    """
+    ends: list[int] = []
+    while len(ranges := sentence_ranges(texts[begin:])) > 1:
+        begin += ranges[0][1]
+        ends.append(begin)
+    return ends
 
 
 def whole_characters(stop: int, *, least: int, texts: Sequence[str], text_of: Callable[[int], str]) -> int:

@@ -488,8 +488,8 @@ class TestWithAModel:
         drawn: list[int] = []
         gone = threading.Event()
         live = tiny_white.stream(ASKED, gone=gone.is_set, **{**self.SAID, "max_new_tokens": 400})
-        see = live.drawn
-        live.drawn = lambda token: (drawn.append(token), see(token))[1]  # type: ignore[method-assign]
+        look = live.look
+        live.look = lambda ids: (drawn.append(ids[-1]), look(ids))[1]  # type: ignore[method-assign]
         live.wait(lambda: len(live.texts()) > 3)
         at = len(drawn)
         gone.set()

@@ -81,7 +81,7 @@ def test_every_setting_is_the_scorers_own(white: WhiteBoxModel, settings: Any) -
 
 def test_an_answer_that_goes_on_after_a_given_beginning(white: WhiteBoxModel) -> None:
     first = live(white).beginning(6).response_token_ids
-    drawn = live(white, begin=first, max_new_tokens=18, seed=3)
+    drawn = live(white, begin=first, max_new_tokens=24, seed=3)
     score = HybridGrad().beginnings(white)
     for stop in (8, 20, 24):
         beginning = drawn.beginning(stop)

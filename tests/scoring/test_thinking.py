@@ -101,7 +101,7 @@ class TestScores:
 
     def test_so_they_are_where_what_was_kept_is_used(self) -> None:
         white = WhiteBoxModel(tiny_model(), tiny_tokenizer(chat_template=OPENING))
-        live = white.stream(ASKED, begin=list(b"x") and white.tokenizer("Hm.</think>")["input_ids"], max_new_tokens=12)
+        live = white.stream(ASKED, begin=white.tokenizer("Hm.</think>")["input_ids"], max_new_tokens=23)
         live.wait(lambda: False)
         generation = live.beginning(23)
         assert generation.thinking == len("Hm.</think>")

@@ -283,7 +283,9 @@ def streams_the_same(adapter: Adapter, story: Story) -> None:
     assert (other.text, other.calls) == (sync.text, sync.calls)
     assert "".join(chunks) == sync.text
     assert other.verdict is None or _decided(other.verdict) == _decided(sync.verdict)
-    assert [_known(each, story) for each in streamed.records] == [_known(each, story) for each in called.records]
+    # Sentence by sentence where the framework streams so: then records say by which gate, and each part has its own.
+    whole = [{**_known(each, story), "gate": None} for each in streamed.records if each.part is None]
+    assert whole == [{**_known(each, story), "gate": None} for each in called.records]
 
 
 def says_the_callers_abstention(adapter: Adapter, story: Story) -> None:

@@ -60,8 +60,7 @@ def conversations() -> list[Conversation]:
             {name: int(draw.integers(own["low"], own["high"])) for name, own in fields.items()} for _ in range(2)
         ]
         lacking = (at // len(KINDS)) % 5 < 5 * LACKING
-        beside = next(name for name in fields if name not in (asked, earlier))
-        known = {name: value for name, value in records[1].items() if name == beside or (name == asked and not lacking)}
+        known = {name: value for name, value in records[1].items() if not (lacking and name == asked)}
         calls = [
             ToolCall(name=kind["tool"], arguments={kind["of"]: name}, id=f"call{at:03}{number:02}")
             for number, name in enumerate((first, second))
@@ -70,12 +69,7 @@ def conversations() -> list[Conversation]:
         turns = (
             Message(role="user", content=fields[earlier]["ask"].format(name=first)),
             Message(role="assistant", content="", tool_calls=(calls[0],)),
-            Message(
-                role="tool",
-                content=json.dumps({earlier: records[0][earlier], beside: records[0][beside]}),
-                tool_call_id=calls[0].id,
-                name=kind["tool"],
-            ),
+            Message(role="tool", content=json.dumps(records[0]), tool_call_id=calls[0].id, name=kind["tool"]),
             Message(role="assistant", content=said),
             Message(role="user", content=fields[asked]["ask"].format(name=second)),
             Message(role="assistant", content="", tool_calls=(calls[1],)),

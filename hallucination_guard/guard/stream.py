@@ -244,7 +244,7 @@ def _sure(live: Live) -> tuple[int, tuple[str, ...]]:
 
 def _ends(live: Live, seen: int, *, whole: bool) -> list[int]:
     """Where sentences beyond ``seen`` tokens end, as far as it is certain; the end of the answer is none of them."""
-    if whole:
+    if whole or not sentence_ends(live.texts(), seen):  # this is asked at every token
         return []
     sure, texts = _sure(live)
     return [stop for stop in sentence_ends(texts, seen) if len("".join(texts[:stop])) <= sure]

@@ -17,24 +17,19 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.metrics import roc_auc_score
 
 from hallucination_guard import Generation, Tool, WhiteBoxModel
-from hallucination_guard.model.grammar import Constrained, grammar_for
-from hallucination_guard.model.keeping import KeptTrace
-from hallucination_guard.model.view import undisturbed
-from hallucination_guard.scoring import GradientSettings, score_arguments
-from hallucination_guard.scoring.head_walk import answer_states
+from hallucination_guard.scoring import score_arguments
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 EACH, INVENTED = 20, 8  # questions a tool, and how many of them leave an argument out
@@ -114,34 +109,14 @@ def asked(model: WhiteBoxModel, question: Question) -> tuple[str, str | None]:
     return f"{head}Request: {question.text}\nCall: ", question.text
 
 
-@torch.no_grad()
-def masked(model: WhiteBoxModel, generation: Generation) -> Generation:
-    """The same answer, whose kept logits are −∞ where the grammar allowed nothing."""
-    answer, ends = generation.response_token_ids, model.end_ids
-    with undisturbed(model.model, grad=False):
-        logits = model.head.logits(
-            answer_states(model, model.layout.view(model.model, {}), generation).to(model.head.dtype)
-        )
-    grammar = grammar_for(model.tokenizer, generation.settings)
-    assert grammar is not None
-    step = Constrained(model.tokenizer, grammar, begun=[()], vocabulary=model.vocabulary, end_ids=ends)
-    rows = []
-    for at in range(len(answer)):
-        ids = torch.tensor([[*generation.prompt_token_ids[-1:], *answer[:at]]])
-        rows.append(step(ids, logits[at : at + 1].cpu())[0].to(logits.device))
-    layers = GradientSettings().deep(model.layout.depth)
-    trace = model.trace(generation, layers)
-    return replace(generation, _trace=KeptTrace(replace(trace, logits=tuple(rows))))
-
-
 def rows_of(model: WhiteBoxModel, question: Question, generation: Generation) -> Iterator[dict[str, Any]]:
     """A row an argument; one without a name where there is no call."""
     common = {"id": question.id, "question": question.text, "answer": generation.text}
     if not generation.written_calls:
         yield {**common, "argument": None}
         return
-    kept = score_arguments(model, generation)
-    left = score_arguments(model, masked(model, generation))
+    kept = score_arguments(model, generation, masked="kept")
+    left = score_arguments(model, generation, masked="left_out")
     for one, other in zip(kept, left, strict=True):
         yield {
             **common,

@@ -1,7 +1,7 @@
 """Drawing under a grammar: what it does not allow next is masked before a token is drawn.
 
-The mask is llguidance's (extra ``grammar``). The logits that are kept for scoring are those before it: a score asks
-what the model wanted to say, not what it was left with (docs/methods.md has the measurement).
+The mask is llguidance's (extra ``grammar``). The logits that are kept for scoring are those before it; the scores of
+arguments leave what it does not allow out (docs/methods.md has the measurement).
 """
 
 from __future__ import annotations

@@ -11,17 +11,28 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
 
 from hallucination_guard.errors import ScoringError
+from hallucination_guard.model.grammar import Constrained, grammar_for
+from hallucination_guard.model.keeping import KeptTrace
+from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
+from hallucination_guard.scoring.head_walk import answer_states, read_head
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own
 from hallucination_guard.scoring.spans import measure_spans
 from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import JSON, FrozenDict, Generation, WrittenCall
 
 __all__ = ["Argument", "argument_spans", "call_confidence", "score_arguments"]
+
+
+Masked: TypeAlias = Literal["left_out", "kept"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +86,7 @@ def score_arguments(
     generation: Generation,
     *,
     gradient: bool = True,
+    masked: Masked = "left_out",
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
 ) -> tuple[Argument, ...]:
     """How sure the model is of each argument of each call in an answer; empty where it calls nothing.
@@ -83,6 +95,8 @@ def score_arguments(
         model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
         generation: with ``written_calls``.
         gradient: whether to take SemGrad of each span, too; needs an anchor.
+        masked: what the grammar did not allow, of an answer that was drawn under one: ``left_out`` of the
+            probabilities, or ``kept``. docs/methods.md has which tells more.
         settings: of the gradient.
 
     Raises:
@@ -100,11 +114,16 @@ def score_arguments(
     if not found:
         return ()
     check_own(model, generation)
+    rows = _allowed_logits(model, generation) if masked == "left_out" else None
     if gradient:
-        read = measure_spans(model, generation, [span for *_, span in found], settings)
+        drawn = generation if rows is None else _with_logits(model, generation, rows, settings)
+        read = measure_spans(model, drawn, [span for *_, span in found], settings)
         entropies, logprobs = read.entropies, read.logprobs
+    elif rows is not None:
+        reading = read_head(model.head, None, generation.response_token_ids, logits=rows)
+        entropies, logprobs = tuple(reading.entropies.tolist()), tuple(reading.logprobs.tolist())
     else:
-        whole = Likelihood()(model, generation)
+        whole = Likelihood(thinking="counted")(model, generation)
         entropies, logprobs = whole.token_entropies, whole.token_logprobs
     arguments = []
     for number, (at, tool, name, value, (start, stop)) in enumerate(found):
@@ -117,11 +136,37 @@ def score_arguments(
     return tuple(arguments)
 
 
+@torch.no_grad()
+def _allowed_logits(model: WhiteBoxModel, generation: Generation) -> list[Tensor] | None:
+    """The logits of each token (T rows of V), −∞ for what its grammar did not allow; None of an answer without one."""
+    grammar = grammar_for(model.tokenizer, generation.settings)
+    if grammar is None or generation.finish_reason == "read":
+        return None
+    answer = generation.response_token_ids
+    with undisturbed(model.model, grad=False):
+        view = model.layout.view(model.model, {})
+        logits = model.head.logits(answer_states(model, view, generation).to(model.head.dtype))
+    step = Constrained(model.tokenizer, grammar, begun=[()], vocabulary=model.vocabulary, end_ids=model.end_ids)
+    rows = []
+    for at in range(len(answer)):
+        read = torch.tensor([[*generation.prompt_token_ids[-1:], *answer[:at]]])
+        rows.append(step(read, logits[at : at + 1])[0])
+    return rows
+
+
+def _with_logits(
+    model: WhiteBoxModel, generation: Generation, rows: Sequence[Tensor], settings: GradientSettings
+) -> Generation:
+    trace = model.trace(generation, settings.deep(model.layout.depth))
+    return replace(generation, _trace=KeptTrace(replace(trace, logits=tuple(rows))))
+
+
 def call_confidence(model: WhiteBoxModel) -> Callable[[Generation], list[float]]:
     """How sure the model is of each tool call of an answer, in [0, 1]; 1 of a call without arguments.
 
-    It is the probability that the model gave to the value of the call's least likely argument, quotes left out: no
-    calibrated probability of being right. docs/methods.md has what it tells apart.
+    It is the probability that the model gave to the value of the call's least likely argument, quotes left out, among
+    what the grammar allowed if there was one: no calibrated probability of being right. docs/methods.md has what it
+    tells apart.
     """
 
     def confidence(generation: Generation) -> list[float]:

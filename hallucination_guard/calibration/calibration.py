@@ -28,6 +28,7 @@ from pydantic import (
 from hallucination_guard.calibration.certificate import Certificate, Infeasible, drafts_hash, policy_hash
 from hallucination_guard.calibration.fusion import Fusion
 from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
+from hallucination_guard.calibration.novelty import Novelty
 from hallucination_guard.calibration.report import FitReport
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
 from hallucination_guard.values import (
@@ -45,7 +46,7 @@ FUSED = "fused"
 """The name of the score that a :class:`~hallucination_guard.calibration.fusion.Fusion` makes."""
 
 _COVERED = {
-    *("score", "fusion", "fingerprint", "structure", "dtype", "template"),
+    *("score", "fusion", "novelty", "fingerprint", "structure", "dtype", "template"),
     *("scorer", "scorer_version", "scorer_settings", "conditions"),
 }
 
@@ -63,6 +64,8 @@ class Calibration(BaseModel):
         slope: b; positive, so that a higher score never means a higher confidence.
         table: of the isotonic map: (score, confidence), scores rising, confidences falling.
         fusion: the weights of the fused score.
+        novelty: where the fused score has a probe, which answers are unlike anything that it learned from; they get no
+            confidence and pass no certificate.
         fingerprint: of the model it was fitted on; also ``structure``, ``dtype`` and ``template``.
         scorer: name, version and settings of the scorer.
         conditions: how the answers were drawn, and how they ended.
@@ -88,6 +91,7 @@ class Calibration(BaseModel):
     slope: float | None = Field(None, gt=0)
     table: Table = ()
     fusion: Fusion | None = None
+    novelty: Novelty | None = None
     fingerprint: str
     structure: str
     dtype: str
@@ -129,6 +133,8 @@ class Calibration(BaseModel):
         if (self.fusion is not None) != (self.score == FUSED):
             raise ValueError("the score is called fused exactly where there are fused weights")
         named = [each.score for each in self.certificates] + [each.score for each in self.infeasible]
+        if self.novelty is not None and (self.fusion is None or self.fusion.probe is None):
+            raise ValueError("novelty goes with a probe")
         if self.correct > self.examples:
             raise ValueError(f"{self.correct} of {self.examples} answers cannot be right")
         if strange := [each.id for each in self.certificates if each.data != self.data]:
@@ -149,6 +155,12 @@ class Calibration(BaseModel):
         """Hash of what certificates cover besides the policy: model, scorer, the score that is read, conditions."""
         covered = _COVERED | ({"gate"} if self.gate != "answer" else set())
         plain = self.model_dump(mode="json", include=covered)
+        if self.novelty is None:  # what is not there leaves the hash as it was before there was any
+            del plain["novelty"]
+        if plain["fusion"] is not None:
+            plain["fusion"] = {
+                name: each for name, each in plain["fusion"].items() if name != "why" and each is not None
+            }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, score: Score) -> float:
@@ -160,7 +172,7 @@ class Calibration(BaseModel):
         if self.fusion is not None:
             if score.status != "scored":
                 raise CalibrationError(f"an answer that is {score.status!r} has no fused score")
-            return self.fusion.score(score.scores, len(score.token_logprobs) or None)
+            return self.fusion.score(score.scores, len(score.token_logprobs) or None, score.states)
         if self.score not in score.scores:
             raise CalibrationError(
                 f"the calibration reads {self.score!r} and the answer has {sorted(score.scores)!r}",
@@ -169,6 +181,32 @@ class Calibration(BaseModel):
         if score.scores[self.score] < 0.0:
             raise CalibrationError(f"{self.score!r} is {score.scores[self.score]!r}, and it cannot be negative")
         return score.scores[self.score]
+
+    def completed(self, score: Score) -> Score:
+        """The score with what the probe said and how new the answer is among its numbers, for the record.
+
+        Raises:
+            CalibrationError: if these need the answer's states, and it has none.
+        """
+        parts = {} if score.status != "scored" else self._learned(score)
+        return replace(score, scores={**score.scores, **parts}) if parts else score
+
+    def _learned(self, score: Score) -> dict[str, float]:
+        found = {}
+        if self.fusion is not None and self.fusion.probe is not None and self.fusion.probe.name not in score.scores:
+            found[self.fusion.probe.name] = self.fusion.probe.odds(score.states)
+        if self.novelty is not None and self.novelty.name not in score.scores:
+            found[self.novelty.name] = self.novelty.distance(score.states)
+        return found
+
+    def _new(self, score: Score) -> str:
+        """Why nothing that was learned holds for this answer; empty if it does."""
+        if self.novelty is None or score.status != "scored":
+            return ""
+        distance = score.scores[self.novelty.name]
+        if distance <= self.novelty.limit:
+            return ""
+        return f"the answer is unlike anything labelled (novelty {distance:.2f}, limit {self.novelty.limit:.2f})"
 
     def confidence(self, score: Score) -> float:
         """Calibrated P(correct) in [0, 1].
@@ -210,6 +248,8 @@ class Calibration(BaseModel):
         else:
             [ending] = conditions.endings
             uncovered, cut = self.conditions.lacks(conditions), self.conditions.cut(conditions)
+        score = self.completed(score)
+        cut = cut or self._new(score)
         bare = Verdict(score=score, suspended=suspended, finish_reason=ending, uncovered=cut or uncovered)
         if score.status != "scored":
             return bare

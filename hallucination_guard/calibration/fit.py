@@ -20,11 +20,14 @@ from hallucination_guard.calibration.certificate import (
     policy_hash,
     split,
 )
-from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion, fold_of
+from hallucination_guard.calibration.folds import fold_of
+from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion
 from hallucination_guard.calibration.gate import refuse_whole_only, value_of, watched_value, written
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map
+from hallucination_guard.calibration.novelty import Novelty, fit_novelty
 from hallucination_guard.calibration.report import FitReport, report_of
+from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
 from hallucination_guard.values import (
     LOWER_IS_LESS_CERTAIN,
@@ -145,6 +148,7 @@ def calibrate(
     scored = [each for each in answers if each.status == "scored"]
     _refuse_too_few([each.correct for each in scored])
     fusion, mapped, values = _values(scored, name, fit_ids if alphas else frozenset(), gate)
+    novelty = _novelty(scored, fusion, fit_ids if alphas else frozenset())
     labels = [each.correct for each in mapped]
     _refuse_too_few(labels)
     parameters = fit_map(values, labels, kind=map, name=name)
@@ -160,6 +164,7 @@ def calibrate(
         map=map,
         **parameters,
         fusion=fusion,
+        novelty=novelty,
         **_bound_to(answers[0].model, answers[0].scorer, _together(each.conditions for each in scored)),
         judge=answers[0].judge,
         examples=len(mapped),
@@ -173,7 +178,7 @@ def calibrate(
     if not alphas:
         return calibration
     _refuse_cut_short(sequences, several=covered is not None)
-    parts = [_drafts(sequences, part, name, fusion, gate) for part in (fit_ids, test_ids)]
+    parts = [_drafts(sequences, part, name, fusion, novelty, gate) for part in (fit_ids, test_ids)]
     found = certify(
         *parts,
         alphas=alphas,
@@ -250,12 +255,17 @@ def _sequences(answers: Sequence[Labelled]) -> Mapping[str, list[Labelled]]:
 
 
 def _drafts(
-    sequences: Mapping[str, Sequence[Labelled]], part: frozenset[str], name: str, fusion: Fusion | None, gate: Gate
+    sequences: Mapping[str, Sequence[Labelled]],
+    part: frozenset[str],
+    name: str,
+    fusion: Fusion | None,
+    novelty: Novelty | None,
+    gate: Gate,
 ) -> Drafts:
     """The attempts of one part of the questions: of each its score, if it has one, and its label."""
 
     def read(each: Labelled) -> tuple[float | None, bool]:
-        if each.status != "scored":
+        if each.status != "scored" or (novelty is not None and novelty.distance(each.states) > novelty.limit):
             return None, each.correct
         return value_of(each, name, fusion, gate), each.correct
 
@@ -290,10 +300,11 @@ def _values(
                 hint=f"give 'fused', or a score that rises with doubt, of {', '.join(sorted(scored[0].scores))}",
             )
         return None, scored, [value_of(each, name, None, gate) for each in scored]
+    fit = fit_fusion if gate == "stream" else fit_fused  # of beginnings no states are kept
     if not fit_ids:  # nothing has to be kept apart: the map is fitted on scores whose weights never saw the answer
-        values = cross_fitted(scored, _FOLDS, read=lambda each, fusion: value_of(each, name, fusion, gate))
-        return fit_fusion(scored), scored, values
-    fusion = fit_fusion([each for each in scored if each.id in fit_ids])
+        values = cross_fitted(scored, _FOLDS, fit=fit, read=lambda each, fusion: value_of(each, name, fusion, gate))
+        return fit(scored), scored, values
+    fusion = fit([each for each in scored if each.id in fit_ids])
     rest = [each for each in scored if each.id not in fit_ids]
     return fusion, rest, [value_of(each, name, fusion, gate) for each in rest]
 
@@ -365,3 +376,12 @@ def _hash(plain: object) -> str:
 
 def _plain(scorer: ScorerIdentity) -> dict[str, Any]:
     return {"name": scorer.name, "version": scorer.version, "settings": dict(scorer.settings)}
+
+
+def _novelty(scored: Sequence[Labelled], fusion: Fusion | None, fit_ids: frozenset[str]) -> Novelty | None:
+    """Where a probe is read, also what it cannot have learned about; certificates' questions take no part in either."""
+    if fusion is None or fusion.probe is None:
+        return None
+    own = [each for each in scored if not fit_ids or each.id in fit_ids]
+    states = [each.states for each in own if each.states is not None]
+    return fit_novelty(states, [each.id for each in own])

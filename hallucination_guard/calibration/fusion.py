@@ -1,4 +1,4 @@
-"""One score out of all that a single pass measures: logistic regression, strongly regularised, on the signals' logs.
+"""One score out of what a single pass measures: logistic regression, strongly regularised, on the signals' logs.
 
 Signals are positive and spread over decades, so their logs are taken, held inside the range seen at fitting, and
 standardised. The weights w minimise Σ log loss + |w|² / 2C over the answers (Newton's method; ten unknowns). With a
@@ -9,15 +9,17 @@ it is positive and rises with doubt like the others. Fitting needs numpy, applyi
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.calibration.probe import Probe
 from hallucination_guard.errors import CalibrationError
+from hallucination_guard.values import States
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-__all__ = ["SIGNALS", "Fusion", "cross_fitted", "fit_fusion"]
+__all__ = [
+    "PROBE",
+    "SIGNALS",
+    "Fusion",
+    "cross_fitted",
+    "fit_fusion",
+    "fitted",
+    "log_of",
+    "minimum",
+    "ranges",
+    "signals_of",
+]
 
 SIGNALS = (
     "semgrad",
@@ -39,7 +52,10 @@ SIGNALS = (
     "min_token_logprob",
     "length",
 )
-"""What can be fused; ``min_token_logprob`` enters as its negative, ``length`` is the answer's tokens."""
+"""What a pass gives; ``min_token_logprob`` enters as its negative, ``length`` is the answer's tokens."""
+
+PROBE = "probe"
+"""The signal that a :class:`~hallucination_guard.calibration.probe.Probe` gives."""
 
 _C = 0.1
 _TINY = 1e-12
@@ -60,6 +76,8 @@ class Fusion(BaseModel):
         weights: w.
         intercept: b.
         answers: n, how many it was fitted on.
+        probe: gives the signal of that name, if it is one of them.
+        why: why there is a probe or none; empty where nothing had to be decided.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -72,31 +90,39 @@ class Fusion(BaseModel):
     weights: tuple[float, ...]
     intercept: float
     answers: int = Field(ge=1)
+    probe: Probe | None = None
+    why: str = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         sizes = {len(getattr(self, name)) for name in ("signals", "low", "high", "centre", "scale", "weights")}
         if len(sizes) != 1:
             raise ValueError("every signal needs one number of each kind")
-        if odd := [name for name in self.signals if name not in SIGNALS]:
+        if odd := [name for name in self.signals if name not in (PROBE, *SIGNALS)]:
             raise ValueError(f"unknown signals {odd!r}")
+        if (self.probe is not None) != (PROBE in self.signals):
+            raise ValueError("there is a probe exactly where it is one of the signals")
         if not all(each > 0 for each in self.scale):
             raise ValueError("a scale is not positive")
         return self
 
-    def score(self, scores: Mapping[str, float], length: int | None) -> float:
+    def score(self, scores: Mapping[str, float], length: int | None, states: States | None = None) -> float:
         """The fused score of one answer; higher = less certain, always positive.
 
         Args:
             scores: by name.
             length: T, the answer's tokens; None where it is not known.
+            states: what the probe reads; not needed where ``scores`` have what it said.
 
         Raises:
             CalibrationError: if a signal that it was fitted with is missing.
         """
         z = self.intercept
+        if self.probe is not None:
+            said = scores.get(self.probe.name)
+            scores = {**scores, PROBE: self.probe.odds(states) if said is None else said}
         for at, name in enumerate(self.signals):
-            held = min(max(_log(name, scores, length), self.low[at]), self.high[at])
+            held = min(max(log_of(name, scores, length), self.low[at]), self.high[at])
             z += self.weights[at] * (held - self.centre[at]) / self.scale[at]
         return math.exp(min(max(z, -_FAR), _FAR))
 
@@ -116,7 +142,7 @@ def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
             f"{len(scored)} scored answers of which {int(len(scored) - wrong.sum())} right cannot be fused on",
             hint=f"give at least {_LEAST} labelled answers, right and wrong ones",
         )
-    return _fitted(matrix(scored), wrong, signals_of(scored))
+    return fitted(matrix(scored), wrong, signals_of(scored))
 
 
 def cross_fitted(
@@ -124,7 +150,10 @@ def cross_fitted(
     folds: int = 5,
     *,
     seed: int = 0,
-    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(each.scores, each.length),
+    fit: Callable[[Sequence[Labelled]], Fusion] = fit_fusion,
+    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(
+        each.scores, each.length, each.states
+    ),
 ) -> list[float]:
     """Fused scores of labelled answers, each from weights that never saw its question; for reporting.
 
@@ -132,6 +161,7 @@ def cross_fitted(
         answers: all scored; several attempts at a question fall into the same fold.
         folds: how many parts, 2 or more.
         seed: of the parts.
+        fit: how the weights are fitted.
         read: the fused score of an answer; that of the whole answer by default.
 
     Raises:
@@ -154,19 +184,10 @@ def cross_fitted(
         if not inside:
             continue
         rest = [answers[at] for at in np.flatnonzero(parts != part).tolist()]
-        fusion = fit_fusion(rest).model_copy(update={"intercept": common})
+        fusion = fit(rest).model_copy(update={"intercept": common})
         for at in inside:
             found[at] = read(answers[at], fusion)
     return [found[at] for at in range(len(answers))]
-
-
-def fold_of(ids: Sequence[str], folds: int, *, seed: int = 0) -> NDArray[Any]:
-    """The part, 0 … folds − 1, of each row: equal parts of the questions, at random but by their ids alone."""
-    import numpy as np
-
-    names = sorted(set(ids), key=lambda each: (hashlib.sha256(f"fold\0{seed}\0{each}".encode()).digest(), each))
-    part = {name: at % folds for at, name in enumerate(names)}
-    return np.array([part[each] for each in ids])
 
 
 def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
@@ -187,17 +208,30 @@ def matrix(answers: Sequence[Labelled]) -> Floats:
     import numpy as np
 
     names = signals_of(answers)
-    return np.array([[_log(name, each.scores, each.length) for name in names] for each in answers])
+    return np.array([[log_of(name, each.scores, each.length) for name in names] for each in answers])
 
 
-def _fitted(logs: Floats, wrong: Floats, names: tuple[str, ...]) -> Fusion:
-    import numpy as np
+def fitted(
+    logs: Floats,
+    wrong: Floats,
+    names: tuple[str, ...],
+    *,
+    optimum: Callable[[Floats, Floats], tuple[Floats, float]] | None = None,
+    probe: Probe | None = None,
+    why: str = "",
+) -> Fusion:
+    """Weights for signals whose logs (answers × signals) are known.
 
-    low, high = np.quantile(logs, [_EDGE, 1.0 - _EDGE], axis=0)
-    held = np.clip(logs, low, high)
-    centre, scale = held.mean(axis=0), held.std(axis=0)
-    scale[scale < 1e-9] = 1.0  # a signal that says the same of every answer; its weight stays 0
-    weights, intercept = minimum((held - centre) / scale, wrong)
+    Args:
+        logs: of the signals.
+        wrong: 1 for a wrong answer, else 0.
+        names: of the signals.
+        optimum: from standardised logs and labels to weights and intercept; :func:`minimum` by default.
+        probe: of the signal of that name.
+        why: see :class:`Fusion`.
+    """
+    low, high, centre, scale = ranges(logs)
+    weights, intercept = (optimum or minimum)((logs.clip(low, high) - centre) / scale, wrong)
     return Fusion(
         signals=names,
         low=low.tolist(),
@@ -207,7 +241,20 @@ def _fitted(logs: Floats, wrong: Floats, names: tuple[str, ...]) -> Fusion:
         weights=weights.tolist(),
         intercept=intercept,
         answers=len(wrong),
+        probe=probe,
+        why=why,
     )
+
+
+def ranges(logs: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of each signal's log: the ends that it is held inside, then its mean and standard deviation there."""
+    import numpy as np
+
+    low, high = np.quantile(logs, [_EDGE, 1.0 - _EDGE], axis=0)
+    held = logs.clip(low, high)
+    centre, scale = held.mean(axis=0), held.std(axis=0)
+    scale[scale < 1e-9] = 1.0  # a signal that says the same of every answer; its weight stays 0
+    return low, high, centre, scale
 
 
 def minimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
@@ -239,7 +286,12 @@ def minimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
     raise CalibrationError("the fused score did not converge", hint="look for absurd numbers among the scores")
 
 
-def _log(name: str, scores: Mapping[str, float], length: int | None) -> float:
+def log_of(name: str, scores: Mapping[str, float], length: int | None) -> float:
+    """The log of a signal, which rises with doubt.
+
+    Raises:
+        CalibrationError: if it is not there, or has the wrong sign.
+    """
     if name == "length":
         if length is None:
             raise CalibrationError(

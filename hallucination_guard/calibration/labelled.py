@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, from_json
+from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, States, from_json
 
 __all__ = ["Beginning", "Labelled", "read_labelled", "write_labelled"]
 
@@ -57,6 +57,7 @@ class Labelled:
         conditions: how the answer was drawn and how it ended.
         beginnings: the same of every beginning that ends with a sentence, shortest first, the whole answer last; empty
             where only the whole was measured.
+        states: what a probe can learn from; None where they were not kept.
         policy: hash of the policy whose drafts these are; None for single greedy drafts without a policy.
         seconds: by name of what took them.
     """
@@ -72,6 +73,7 @@ class Labelled:
     scorer: ScorerIdentity
     conditions: Conditions
     beginnings: tuple[Beginning, ...] = ()
+    states: States | None = field(default=None, repr=False)
     policy: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +121,7 @@ class Labelled:
                 if self.beginnings
                 else {}
             ),
+            **({"states": self.states.to_json_dict()} if self.states is not None else {}),
             "policy": self.policy,
             "seconds": dict(self.seconds),
         }
@@ -154,7 +157,8 @@ def _labelled(line: bytes, where: str) -> Labelled:
         scorer = ScorerIdentity(**row.pop("scorer"))
         conditions = Conditions.from_json_dict(row.pop("conditions", None))
         beginnings = tuple(Beginning(**each) for each in row.pop("beginnings", ()))
-        return Labelled(model=model, scorer=scorer, conditions=conditions, beginnings=beginnings, **row)
+        states = States.from_json_dict(row.pop("states")) if "states" in row else None
+        return Labelled(model=model, scorer=scorer, conditions=conditions, beginnings=beginnings, states=states, **row)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"{where} is no labelled answer: {error}", hint="evaluate writes such rows") from None
 

@@ -285,7 +285,7 @@ def _run(options: _Options, items: Sequence[Item]) -> Run:
             "prompt": prompting.template,
             "shots": options.shots,
             "max_new_tokens": options.max_new_tokens,
-            "rows": 2,  # since they hold the conditions of the answers
+            "rows": 3,  # since they hold the states of the answers
             "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
             **({"beginnings": True} if options.beginnings else {}),
         },

@@ -25,6 +25,7 @@ from hallucination_guard.values import (
     Score,
     Scorer,
     ScorerIdentity,
+    States,
     StreamingScorer,
 )
 
@@ -155,6 +156,7 @@ def _row(item: Item, generation: Generation, score: Score, parts: Sequence[tuple
         "seconds": {"generate": generation.seconds, "score": score.seconds + sum(own.seconds for _, own in parts[:-1])},
         "problem": "",
         **({"beginnings": beginnings} if beginnings else {}),
+        **({"states": score.states.to_json_dict()} if score.states is not None else {}),
     }
 
 
@@ -205,6 +207,7 @@ def labelled(
                     scorer=scorer,
                     conditions=Conditions.from_json_dict(row["conditions"]),
                     beginnings=tuple(Beginning(**each) for each in row.get("beginnings", ())),
+                    states=States.from_json_dict(row["states"]) if "states" in row else None,
                     seconds=row["seconds"],
                 )
             )

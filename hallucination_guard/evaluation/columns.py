@@ -122,5 +122,6 @@ def _single(answers: Sequence[Labelled]) -> dict[str, Sequence[float]]:
 
 def _fused(answers: Sequence[Labelled], folds: int) -> list[float]:
     from hallucination_guard.calibration.fusion import cross_fitted
+    from hallucination_guard.calibration.stack import fit_fused
 
-    return list(cross_fitted(answers, folds=folds))
+    return list(cross_fitted(answers, folds=folds, fit=fit_fused))

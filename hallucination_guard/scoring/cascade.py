@@ -128,6 +128,7 @@ class Cascade(_Scorer):
             entropies=found.entropies,
             logprobs=found.logprobs,
             prefix=None if gradient is None else found.prefix,
+            states=found.states,
         )
 
 

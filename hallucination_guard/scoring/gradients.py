@@ -24,7 +24,8 @@ from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.head_walk import Reading, Walk, read_head, walk_heads
 from hallucination_guard.scoring.parts import parts_of
-from hallucination_guard.values import Anchor, Generation, Prefix
+from hallucination_guard.scoring.states import states_of
+from hallucination_guard.values import Anchor, Generation, Prefix, States
 
 __all__ = [
     "GradientSettings",
@@ -108,11 +109,13 @@ class Likelihoods:
         entropies: ω_t, length T.
         logprobs: log p_t[ŷ_t], length T.
         prefix: where what comes before t* was read.
+        states: for a probe; None where the deep half did not run.
     """
 
     entropies: tuple[float, ...]
     logprobs: tuple[float, ...]
     prefix: Prefix
+    states: States | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +202,14 @@ def _together(
             read_head(head, own, answers[row], logits=_last(traces[row].logits, len(answers[row])))
             for row, own in zip(rows, states, strict=True)
         ]
-        found += [_likelihoods(reading, traces[row].origin) for row, reading in zip(rows, readings, strict=True)]
+        found += [
+            _likelihoods(
+                reading,
+                traces[row].origin,
+                states_of(run, row, _predicting(traces[row], answers[row]), layers, model.layout.depth),
+            )
+            for row, reading in zip(rows, readings, strict=True)
+        ]
         chosen = [at for at, row in enumerate(rows) if wanted is None or wanted(found[row])]
         walked = walk_heads(
             head, [states[at] for at in chosen], [readings[at] for at in chosen], weighting=settings.weighting
@@ -319,9 +329,9 @@ def _anchor(generation: Generation) -> Anchor:
     return generation.anchor
 
 
-def _likelihoods(reading: Reading, prefix: Prefix) -> Likelihoods:
+def _likelihoods(reading: Reading, prefix: Prefix, states: States | None = None) -> Likelihoods:
     entropies, logprobs = tuple(reading.entropies.tolist()), tuple(reading.logprobs.tolist())
-    return Likelihoods(entropies=entropies, logprobs=logprobs, prefix=prefix)
+    return Likelihoods(entropies=entropies, logprobs=logprobs, prefix=prefix, states=states)
 
 
 def measured_of(
@@ -336,4 +346,5 @@ def measured_of(
         entropies=likelihoods.entropies,
         logprobs=likelihoods.logprobs,
         prefix=likelihoods.prefix,
+        states=likelihoods.states,
     )

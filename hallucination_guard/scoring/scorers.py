@@ -30,7 +30,7 @@ from hallucination_guard.scoring.gradients import (
     measure,
 )
 from hallucination_guard.scoring.head_walk import Reading, answer_states, read_head
-from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity
+from hallucination_guard.values import Generation, Model, Prefix, Score, ScorerIdentity, States
 from hallucination_guard.values.text import has_visible
 
 __all__ = [
@@ -127,6 +127,7 @@ class _Scorer(ABC):
             prefix=numbers.prefix,
             token_entropies=numbers.entropies,
             token_logprobs=numbers.logprobs,
+            states=numbers.states,
             seconds=seconds,
         )
 
@@ -137,6 +138,7 @@ class _Numbers:
     entropies: tuple[float, ...]
     logprobs: tuple[float, ...]
     prefix: Prefix | None  # where what comes before t* was read; None of numbers that do not depend on t*
+    states: States | None = None
 
     @classmethod
     def of(cls, reading: Reading, scores: Mapping[str, float]) -> _Numbers:
@@ -161,7 +163,13 @@ class _Numbers:
             "hybridgrad": (1.0 - share) * measured.semgrad + share * measured.paragrad,
             **likelihood,
         }
-        return cls(scores=scores, entropies=measured.entropies, logprobs=measured.logprobs, prefix=measured.prefix)
+        return cls(
+            scores=scores,
+            entropies=measured.entropies,
+            logprobs=measured.logprobs,
+            prefix=measured.prefix,
+            states=measured.states,
+        )
 
 
 _Measure: TypeAlias = Callable[[WhiteBoxModel, Sequence[Generation]], list[_Numbers]]

@@ -38,6 +38,7 @@ from hallucination_guard.values.prompt import (
 from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
+from hallucination_guard.values.states import States
 from hallucination_guard.values.stream import Event, Provisional, Released
 from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools, tool_choice_of
 from hallucination_guard.values.verdict import Verdict
@@ -83,6 +84,7 @@ __all__ = [
     "Scorer",
     "ScorerIdentity",
     "Situation",
+    "States",
     "Status",
     "StreamingModel",
     "StreamingScorer",

@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeAlias
 from hallucination_guard.values.generation import Anchor
 from hallucination_guard.values.identity import ScorerIdentity
 from hallucination_guard.values.plain import FrozenDict
+from hallucination_guard.values.states import States
 
 __all__ = ["LOWER_IS_LESS_CERTAIN", "Prefix", "Score", "Status"]
 
@@ -34,6 +35,7 @@ class Score:
             one pass without a graph; ``whole`` where no cache can be cut at t*: the deep half's graph spans it all.
         token_entropies: H(p_t) in nats, length T.
         token_logprobs: log p_t[ŷ_t], length T.
+        states: what a probe can read of the answer; None where the pass had none.
         seconds: wall time of scoring.
 
     Raises:
@@ -48,6 +50,7 @@ class Score:
     prefix: Prefix | None = None
     token_entropies: tuple[float, ...] = ()
     token_logprobs: tuple[float, ...] = ()
+    states: States | None = field(default=None, repr=False)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:

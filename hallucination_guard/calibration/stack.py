@@ -1,0 +1,147 @@
+"""The fused score in two stages: a probe's logit first, then a few signals beside it, none of them turned around.
+
+In one regression a probe of a thousand weights drowns the few scores of the output (arXiv 2507.03998). So its logits
+are found out of fold, and a second regression with weights that cannot be negative puts {probe, sequence NLL, the best
+gradient score, length} together. The probe is kept only where the result ranks better than the best single score and
+better than the signals fused without it, by the lower end of a paired interval over questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from hallucination_guard.calibration.folds import fold_of
+from hallucination_guard.calibration.fusion import (
+    PROBE,
+    Fusion,
+    cross_fitted,
+    fit_fusion,
+    fitted,
+    log_of,
+    ranges,
+    signals_of,
+)
+from hallucination_guard.calibration.labelled import Labelled
+from hallucination_guard.calibration.probe import fit_probe, out_of_fold
+from hallucination_guard.calibration.ranking import auroc, gain
+from hallucination_guard.errors import CalibrationError, MissingExtra
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+__all__ = ["fit_fused"]
+
+_LEAST = 40  # answers, and
+_OF_A_KIND = 8  # right and wrong ones at the least, for a probe to be tried
+_C = 0.1
+_GRADIENTS = ("semgrad", "paragrad", "exgrad", "hybridgrad")
+
+
+def fit_fused(answers: Sequence[Labelled]) -> Fusion:
+    """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided.
+
+    Args:
+        answers: labelled; those that could not be scored are left out.
+
+    Raises:
+        CalibrationError: as :func:`~hallucination_guard.calibration.fusion.fit_fusion`.
+        MissingExtra: if scikit-learn or scipy is not installed.
+    """
+    import numpy as np
+
+    plain = fit_fusion(answers)
+    scored = [each for each in answers if each.status == "scored"]
+    wrong = np.array([not each.correct for each in scored])
+    states = [each.states for each in scored if each.states is not None]
+    few = int(min(wrong.sum(), (~wrong).sum()))
+    if len(states) < len(scored):
+        return plain.model_copy(update={"why": "no probe: not every answer has its states"})
+    if len(scored) < _LEAST or few < _OF_A_KIND:
+        return plain.model_copy(
+            update={"why": f"no probe: {len(scored)} answers, {few} of the rarer kind, are too few"}
+        )
+    ids = [each.id for each in scored]
+    logits = out_of_fold(states, wrong.tolist(), ids)
+    names = (PROBE, *_beside(scored, wrong))
+    logs = np.column_stack([logits, *(_logs(name, scored) for name in names[1:])])
+    values, without = _left_out(logs, wrong, ids), np.log(cross_fitted(scored))
+    best, name = _best_single(scored, wrong)
+    over = {name: gain(values, best, wrong, ids), "the scores fused without it": gain(values, without, wrong, ids)}
+    said = ", ".join(f"{each} over {what}" for what, each in over.items())
+    if min(each.low for each in over.values()) <= 0.0:
+        return plain.model_copy(update={"why": f"no probe: AUROC {said} on {len(scored)} answers"})
+    return fitted(
+        logs,
+        wrong.astype(float),
+        names,
+        optimum=_not_negative,
+        probe=fit_probe(states, wrong.tolist(), ids),
+        why=f"with a probe: AUROC {said} on {len(scored)} answers",
+    )
+
+
+def _beside(scored: Sequence[Labelled], wrong: NDArray[np.bool_]) -> tuple[str, ...]:
+    """What stands beside the probe, of what every answer has."""
+    there = signals_of(scored)
+    gradients = [name for name in _GRADIENTS if name in there]
+    best = max(gradients, key=lambda name: auroc(_logs(name, scored), wrong), default=None)
+    return tuple(name for name in ("sequence_nll", best, "length") if name in there)
+
+
+def _best_single(scored: Sequence[Labelled], wrong: NDArray[np.bool_]) -> tuple[Floats, str]:
+    columns = {name: _logs(name, scored) for name in signals_of(scored) if name != "length"}
+    name = max(columns, key=lambda each: auroc(columns[each], wrong))
+    return columns[name], name
+
+
+def _logs(name: str, scored: Sequence[Labelled]) -> Floats:
+    import numpy as np
+
+    return np.array([log_of(name, each.scores, each.length) for each in scored])
+
+
+def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str]) -> Floats:
+    """What the second stage says of each answer, with weights that were fitted on other questions."""
+    import numpy as np
+
+    parts, found = fold_of(ids, 5, seed=2), np.zeros(len(wrong))
+    for part in range(5):
+        inside, rest = parts == part, parts != part
+        if not inside.any():
+            continue
+        low, high, centre, scale = ranges(logs[rest])
+        weights, _ = _not_negative((logs[rest].clip(low, high) - centre) / scale, wrong[rest].astype(float))
+        found[inside] = (logs[inside].clip(low, high) - centre) / scale @ weights
+    return found
+
+
+def _not_negative(x: Floats, wrong: Floats) -> tuple[Floats, float]:
+    """As :func:`~hallucination_guard.calibration.fusion.minimum`, over weights ≥ 0."""
+    import numpy as np
+
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise MissingExtra(
+            "fitting a fused score needs scipy", hint="pip install 'hallucination-guard-semgrad[calibrate]'"
+        ) from None
+    full = np.column_stack([x, np.ones(len(x))])
+    held = np.append(np.full(x.shape[1], 1.0 / _C), 0.0)
+
+    def loss(at: Floats) -> tuple[float, Floats]:
+        z = full @ at
+        p = 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
+        value = np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at)
+        return float(value), full.T @ (p - wrong) + held * at
+
+    rate = wrong.mean()
+    start = np.append(np.zeros(x.shape[1]), np.log(rate / (1.0 - rate)))
+    bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-8})
+    if not found.success and "ABNORMAL" not in str(found.message):
+        raise CalibrationError("the fused score did not converge", hint="look for absurd numbers among the scores")
+    return found.x[:-1], float(found.x[-1])

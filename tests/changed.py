@@ -14,7 +14,7 @@ WINGS = {"values": "guard", "demo": "test_examples.py", "testing.py": "guard/tes
 # Of a wing whose tests take more than a minute, those that compare a file with autograd and theory.
 OWN = {
     "scoring/gradients.py": "scoring/test_paths.py",
-    "scoring/head_walk.py": "scoring/test_parts.py",
+    "scoring/head_walk.py": "scoring/test_head_blocks.py",
     "scoring/scorers.py": "scoring/test_against_theory.py",
 }
 PACKAGES = {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.head_blocks import felt_blocks
 from hallucination_guard.values import Generation
 
 __all__ = [
@@ -28,10 +29,10 @@ __all__ = [
     "read_head",
     "walk_head",
     "walk_heads",
-    "without_tail",
 ]
 
-_BLOCK = 2048  # words of the vocabulary at a time: block × 2d floats are held
+_BLOCK = 2048  # words of the vocabulary at a time
+_FELT = 1024  # the same for ∂ℓ/∂W, of which felt × 2d floats are held: in a cache, where they are summed at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,25 +102,6 @@ def read_head(
     return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
 
 
-def without_tail(a: Tensor, *, least: float = 1e-5) -> Tensor:
-    """``a`` (T × V) without the words that all tokens find all but impossible, where there are many.
-
-    Left out is v if a_tv ≤ least/V · (what a_t takes from ŷ_t) for every t. A token then loses at most ``least`` of its
-    ‖a_t‖₁, so the norms change by at most ``least`` · Σ_t w_t ‖a_t‖₁ ‖h_t‖₁. In float64 nothing is left out.
-    """
-    words = a.shape[1]
-    if a.dtype == torch.float64:
-        return a
-    limits = -a.amin(dim=1, keepdim=True) * (least / words)
-    # Not "a > limits": what is not a number must stay, or the norm of a broken answer would be 0: certain.
-    # The last words of a vocabulary are its rarest: if many of those are kept, looking for others costs more than it
-    # spares.
-    rare = a[:, -max(1, words // 8) :]
-    if float((~(rare <= limits) | (rare < 0)).any(dim=0).float().mean()) > 0.5:
-        return a
-    return a[:, (~(a <= limits) | (a < 0)).any(dim=0)]
-
-
 def walk_head(
     head: Head, states: Tensor, answer: Sequence[int], *, weighting: str = "entropy", reading: Reading | None = None
 ) -> Walk:
@@ -163,24 +145,22 @@ def walk_heads(
 @torch.no_grad()
 def head_norms(head: Head, states: Sequence[Tensor], readings: Sequence[Reading]) -> list[tuple[float, float]]:
     """ParaGrad and ExGrad of each example: the mean of |∂ℓ/∂W|, with w_t = ω_t and with w_t = 1."""
-    # ω_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product
-    # (2d × V, transposed, so that each is one stretch of memory), and a block of it is summed while it is at hand.
-    both = [
-        torch.cat([own * reading.entropies[:, None], own], dim=1).T.contiguous()
-        for own, reading in zip(states, readings, strict=True)
-    ]
-    words = head.weight.shape[0]
-    norms = torch.zeros(len(states), 2, dtype=torch.float64, device=states[0].device)
-    block = both[0].new_empty(len(both[0]), min(_BLOCK, words))
-    for norm, own, reading in zip(norms, both, readings, strict=True):
-        a = without_tail(reading.a)
-        for begin in range(0, a.shape[1], _BLOCK):
-            part = a[:, begin : begin + _BLOCK]
-            if part.shape[1] != block.shape[1]:
-                block = block.new_empty(len(block), part.shape[1])
-            torch.mm(own, part, out=block)
-            norm += block.abs_().view(2, -1).sum(dim=1)
-    return [(float(one), float(other)) for one, other in (norms / head.weight.numel()).tolist()]
+    return [_norms(head, own, reading) for own, reading in zip(states, readings, strict=True)]
+
+
+def _norms(head: Head, states: Tensor, reading: Reading) -> tuple[float, float]:
+    weights = torch.stack([reading.entropies, torch.ones_like(reading.entropies)])  # 2 × T
+    # w_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product.
+    both = torch.cat([states * weight[:, None] for weight in weights], dim=1)
+    width = both.shape[1]
+    product = both.new_empty(_FELT, width)
+    norms = torch.zeros(width, dtype=torch.float64, device=both.device)
+    for part, rows in felt_blocks(reading.a, weights * states.abs().sum(dim=1), block=_FELT):
+        out = product[: part.shape[1]]
+        torch.mm(part.T, both if rows is None else both.index_select(0, rows), out=out)
+        norms += out.abs_().sum(dim=0)
+    paragrad, exgrad = (norms.view(2, -1).sum(dim=1) / head.weight.numel()).tolist()
+    return paragrad, exgrad
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Novelty: how far an answer's states are from all that was labelled. Beyond a limit nothing fitted is believed.
 
 The distance is Mahalanobis', with a covariance that keeps its largest directions and shrinks the rest to one variance
-(probabilistic PCA, Tipping and Bishop 1999), divided by d: about 1 for what is like the labelled answers. The limit is a
-quantile of distances that were measured out of fold, since an answer is nearer to a centre it helped to fit. Fitting
+(probabilistic PCA, Tipping and Bishop 1999), divided by d: about 1 for what is like the labelled answers. The limit is
+a quantile of distances that were measured out of fold, since an answer is nearer to a centre it helped to fit. Fitting
 needs numpy, applying nothing.
 """
 

@@ -85,7 +85,7 @@ class TestStates:
 
     @pytest.mark.parametrize("odd", [math.nan, math.inf, 1e6])
     def test_no_number_that_float16_cannot_hold(self, odd):
-        with pytest.raises(ValueError, match="float16|finite"):
+        with pytest.raises(ValueError, match=r"float16|finite"):
             States(layers=(1,), mean=(odd,), last=(0.0,))
 
 

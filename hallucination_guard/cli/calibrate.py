@@ -132,6 +132,7 @@ def _as_json(calibration: Calibration, answers: int, unscored: int, output: Path
         "map": calibration.map,
         "for": calibration.gate,
         "judge": calibration.judge,
+        "probe": None if calibration.fusion is None else calibration.fusion.why,
         "fitted_on": calibration.examples,
         "accuracy": calibration.correct / calibration.examples,
         "brier": None if report is None else report.brier,
@@ -150,6 +151,8 @@ def _print(calibration: Calibration, answers: int, unscored: int, delta: float) 
         f"{' (the greatest over all beginnings)' if calibration.gate == 'stream' else ''}, "
         f"fitted on {calibration.examples} answers, {accuracy:.1%} of them right"
     )
+    if calibration.fusion is not None and calibration.fusion.why:
+        show(calibration.fusion.why)
     if calibration.report is None:
         show("too few answers to say how good the confidence is on others")
     else:

@@ -2,8 +2,8 @@
 
     python benchmarks/anytime.py [--streams 1000] [--horizon 2000]
 
-Streams of labels with a known risk. At the risk α itself the share of streams in which the alarm is *ever* raised within
-the horizon must not exceed the level (but for the noise of so many streams, given as three standard errors), and
+Streams of labels with a known risk. At the risk α itself the share of streams in which the alarm is *ever* raised
+within the horizon must not exceed the level (but for the noise of so many streams, given as three standard errors), and
 likewise of those in which the risk is *ever* said to be kept. Prints markdown; exit status 1 if the word is broken.
 """
 
@@ -22,8 +22,25 @@ from rich.progress import Progress
 from hallucination_guard.calibration.anytime import Bets
 
 Floats: TypeAlias = np.ndarray
-Stream: TypeAlias = Callable[[np.random.Generator, int, int], tuple[Floats, Floats]]
-"""From a generator, how many streams and which label: whether each is wrong, and with what probability it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """The next label of every stream, (streams,).
+
+    Args:
+        wrong: what the alarm takes it for.
+        probability: with which it was asked for.
+        worst: what the proof takes it for; None for the same.
+    """
+
+    wrong: Floats
+    probability: Floats
+    worst: Floats | None = None
+
+
+Stream: TypeAlias = Callable[[np.random.Generator, int, int], Label]
+"""From a generator, how many streams, and which label it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +62,8 @@ def run(bets: Bets, stream: Stream, *, streams: int, horizon: int, seed: int = 0
     wealth = bets.start()
     alarm, kept = np.full(streams, math.inf), np.full(streams, math.inf)
     for at in range(horizon):
-        wrong, probability = stream(rng, streams, at)
-        wealth = bets.after(wealth, wrong=wrong, probability=probability)
+        each = stream(rng, streams, at)
+        wealth = bets.after(wealth, wrong=each.wrong, probability=each.probability, unless=each.worst)
         for times, e_value in ((alarm, wealth.peak), (kept, bets.shown(wealth))):
             times[(np.asarray(e_value) >= bets.needed) & np.isinf(times)] = at + 1
     return Times(alarm=alarm, kept=kept)
@@ -54,33 +71,57 @@ def run(bets: Bets, stream: Stream, *, streams: int, horizon: int, seed: int = 0
 
 def steady(risk: float) -> Stream:
     """One risk, every answer labelled with the same probability."""
-    return lambda rng, streams, at: (rng.random(streams) < risk, np.ones(streams))
-
-
-def changing(before: float, after: float, *, at_label: int) -> Stream:
-    """A risk that changes."""
-    return lambda rng, streams, at: (rng.random(streams) < (before if at < at_label else after), np.ones(streams))
-
-
-def chosen(easy: tuple[float, float], hard: tuple[float, float]) -> Stream:
-    """Answers half easy, half hard, each (risk, probability of being asked for): labels come from either in proportion."""
-
-    def draw(rng: np.random.Generator, streams: int, at: int) -> tuple[Floats, Floats]:
-        of_hard = rng.random(streams) < hard[1] / (easy[1] + hard[1])
-        risk, probability = (np.where(of_hard, *pair) for pair in zip(hard, easy, strict=True))
-        return rng.random(streams) < risk, probability
-
-    return draw
+    return in_turns(risk, (1.0,))
 
 
 def in_turns(risk: float, rates: tuple[float, ...], *, labels: int = 50) -> Stream:
     """One risk, and a rate that changes after so many labels."""
-    return lambda rng, streams, at: (rng.random(streams) < risk, np.full(streams, rates[at // labels % len(rates)]))
+
+    def draw(rng: np.random.Generator, streams: int, at: int) -> Label:
+        rate = rates[at // labels % len(rates)]
+        return Label(wrong=rng.random(streams) < risk, probability=np.full(streams, rate))
+
+    return draw
+
+
+def changing(before: float, after: float, *, at_label: int) -> Stream:
+    """A risk that changes."""
+
+    def draw(rng: np.random.Generator, streams: int, at: int) -> Label:
+        return steady(before if at < at_label else after)(rng, streams, at)
+
+    return draw
+
+
+def chosen(easy: tuple[float, float], hard: tuple[float, float]) -> Stream:
+    """Answers half easy, half hard, each (risk, probability of being asked for): labels are of either in proportion."""
+
+    def draw(rng: np.random.Generator, streams: int, at: int) -> Label:
+        of_hard = rng.random(streams) < hard[1] / (easy[1] + hard[1])
+        risk, probability = (np.where(of_hard, *pair) for pair in zip(hard, easy, strict=True))
+        return Label(wrong=rng.random(streams) < risk, probability=probability)
+
+    return draw
+
+
+def held_back(risk: float, *, wrong: bool) -> Stream:
+    """A labeller who does not give half of the labels of one kind: the alarm assumes the best, the proof the worst."""
+
+    def draw(rng: np.random.Generator, streams: int, at: int) -> Label:
+        truth, missing = rng.random(streams) < risk, rng.random(streams) < 0.5
+        missing &= truth == wrong
+        return Label(wrong=truth & ~missing, worst=truth | missing, probability=np.ones(streams))
+
+    return draw
 
 
 def unweighted(stream: Stream) -> Stream:
     """The same labels, taken for a sample at one rate: what goes wrong without weights."""
-    return lambda rng, streams, at: (stream(rng, streams, at)[0], np.ones(streams))
+
+    def draw(rng: np.random.Generator, streams: int, at: int) -> Label:
+        return Label(wrong=stream(rng, streams, at).wrong, probability=np.ones(streams))
+
+    return draw
 
 
 def spread(times: Floats, since: int = 0) -> str:
@@ -88,7 +129,7 @@ def spread(times: Floats, since: int = 0) -> str:
     late = times[times > since] - since
     ever = np.isfinite(late).mean()
     shown = ["–" if math.isinf(each) else f"{each:.0f}" for each in np.quantile(late, [0.5, 0.8], method="higher")]
-    return f"{shown[0]} (80 %: {shown[1]})" + ("" if ever == 1 else f", {ever:.0%} within the horizon")
+    return f"{shown[0]} (80 %: {shown[1]})" + ("" if ever == 1 else f", {ever:.1%} within the horizon")
 
 
 def main() -> int:
@@ -111,6 +152,8 @@ def main() -> int:
         ("… taken for a sample at one rate", one, unweighted(hard_more), False),
         ("risk .05 or .15, the safe asked 5 × as often", floored, easy_more, True),
         ("… taken for a sample at one rate", one, unweighted(easy_more), False),
+        ("risk .1, half of the wrong labels held back", one, held_back(0.1, wrong=True), True),
+        ("risk .1, half of the right labels held back", one, held_back(0.1, wrong=False), True),
     ]
     speed: list[tuple[str, Bets, Stream, int]] = [
         *((f"risk {risk:g}", one, steady(risk), 0) for risk in (0.3, 0.2, 0.15)),
@@ -130,10 +173,8 @@ def main() -> int:
     broken = 0
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("streams", total=len(weighed) + len(speed) + len(proofs))
-        print(
-            f"{arguments.streams:,} streams of {arguments.horizon:,} labels, level {level:g}, looked at after each label;"
-        )
-        print(f"at most {allowed:.3f} may be false (three standard errors included).\n")
+        print(f"{arguments.streams:,} streams of {arguments.horizon:,} labels, looked at after each; level {level:g}:")
+        print(f"at most {allowed:.3f} may be false, three standard errors included.\n")
         print("| answers whose risk is α on average | false alarm ever | false proof ever |\n|---|---|---|")
         for name, bets, stream, counts in weighed:
             found = run(bets, stream, **size)

@@ -13,6 +13,7 @@ from hallucination_guard._lazy import lazily
 
 if TYPE_CHECKING:
     from hallucination_guard.audit.chain import GENESIS, Problem, Verification, seal, verify
+    from hallucination_guard.audit.evidence import WatchState
     from hallucination_guard.audit.labels import (
         Label,
         label,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from hallucination_guard.audit.request import Request, requests
     from hallucination_guard.audit.sample import Draw, Sample, Sampled, draw_sample, read_sample, sample_path
     from hallucination_guard.audit.tally import Tally
-    from hallucination_guard.audit.tested import WatchState
     from hallucination_guard.audit.watch import RiskWatch, watched
 
 _HOME = {
@@ -49,7 +49,7 @@ _HOME = {
     "Sink": "record",
     "Tally": "tally",
     "Verification": "chain",
-    "WatchState": "tested",
+    "WatchState": "evidence",
     "content_digest": "log",
     "draw_sample": "sample",
     "find": "query",

@@ -59,14 +59,14 @@ class Draw:
         rate: the probability of each answer.
         answered: so many answers had been let through since the draw before.
         chosen: so many of them are asked about.
-        last: id of the last record that was decided on; None if there was none yet.
+        last: id of the last record that was decided on.
         time: UTC, ISO 8601.
     """
 
     rate: float
     answered: int
     chosen: int
-    last: str | None
+    last: str
     time: str
 
 
@@ -159,20 +159,21 @@ def draw_sample(log: StrPath, *, rate: float, floor: float | None = None, seed: 
             )
         if old is not None and not labels_path(log).exists():
             raise AuditError(f"the labels {labels_path(log)} are missing", hint="put them back; they were begun empty")
-        last, found = _since(log, begun)
+        _check_kind(log)
+        found = _since(log, begun)
         chosen = tuple(
             Sampled(id=each, probability=float(rate)) for each in found if draw_value(begun.seed, each) < rate
         )
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        draw = Draw(rate=float(rate), answered=len(found), chosen=len(chosen), last=last, time=now)
+        drawn = tuple(
+            Draw(rate=float(rate), answered=len(found), chosen=len(chosen), last=each, time=now) for each in found[-1:]
+        )
         rows = [] if old else [{"sample": _VERSION, "seed": begun.seed, "floor": begun.floor, "time": now}]
-        if found:
-            rows += [_plain(draw), *map(_plain, chosen)]
+        rows += map(_plain, (*drawn, *chosen))
         if old is None:
             labels_path(log).touch()  # before the sample: from now on labels that are missing are labels that were lost
         if rows:
             append_lines(path, rows, "sample")
-    drawn = (draw,) if found else ()
     return Sample(seed=begun.seed, floor=begun.floor, draws=begun.draws + drawn, chosen=begun.chosen + chosen)
 
 
@@ -198,28 +199,22 @@ def read_sample(log: StrPath) -> Sample:
         raise AuditError(f"the sample {path} is not whole: {why}", hint="put back what was written") from None
 
 
-def _since(log: StrPath, sample: Sample) -> tuple[str | None, list[str]]:
-    """The id of the last answer of the log, and the ids of all after the last draw."""
-    before = next((each.last for each in reversed(sample.draws) if each.last is not None), None)
-    new: list[str] = []
-    passed, last = 0, before
-    for record in answered(log):
-        passed += 1
-        last = record.id
-        if passed > sample.answered:
-            new.append(record.id)
-        elif passed == sample.answered and record.id != before:
-            raise _stranger(log)
-    if passed < sample.answered:
-        raise _stranger(log)
-    return last, new
+def _since(log: StrPath, sample: Sample) -> list[str]:
+    """The ids of all answers after the last draw."""
+    ids = [record.id for record in answered(log)]
+    before, new = ids[: sample.answered], ids[sample.answered :]
+    if len(before) < sample.answered or (before and before[-1] != sample.draws[-1].last):
+        raise AuditError(
+            f"the log {log} does not have the answers that were sampled of it before",
+            hint="to begin a new log, move the old one away with its sample and its labels",
+        )
+    return new
 
 
-def _stranger(log: StrPath) -> AuditError:
-    return AuditError(
-        f"the log {log} does not have the answers that were sampled of it before",
-        hint="to begin a new log, move the old one away with its sample and its labels",
-    )
+def _check_kind(log: StrPath) -> None:
+    """See that it is a log: a file without a record is one only while it is empty."""
+    if next(records(log, strict=False), None) is None and Path(log).stat().st_size:
+        raise AuditError(f"{str(log)!r} is no audit log: it holds no record", hint="check the path")
 
 
 def _plain(each: Draw | Sampled) -> dict[str, Any]:
@@ -252,13 +247,15 @@ def _sample(rows: Sequence[Mapping[str, Any]]) -> Sample:
             draw = Draw(**row)
             due = draw.chosen
             counts = (draw.answered, draw.chosen)
-            if not all(isinstance(each, int) and not isinstance(each, bool) for each in counts):
-                raise ValueError(f"line {number} does not count")
+            if not all(type(each) is int for each in counts) or not isinstance(draw.last, str):
+                raise ValueError(f"line {number} does not say what was drawn")
             if not (floor <= checked_share("rate", draw.rate, one=True) and 0 <= due <= draw.answered):
                 raise ValueError(f"line {number} cannot be")
             draws.append(draw)
         elif set(row) == _CHOSEN and due:
             each = Sampled(**row)
+            if not isinstance(each.id, str):
+                raise ValueError(f"line {number} names no record")
             if each.probability != draws[-1].rate or not draw_value(seed, each.id) < each.probability:
                 raise ValueError(f"line {number} names a record that the seed did not choose")
             chosen.append(each)

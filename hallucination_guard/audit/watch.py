@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Self
 
 from hallucination_guard.audit.chain import StrPath
+from hallucination_guard.audit.evidence import Evidence, WatchState
 from hallucination_guard.audit.labels import Label, label_history, labels_path
 from hallucination_guard.audit.sample import Sample, read_sample, sample_path
-from hallucination_guard.audit.tested import Tested, WatchState
 from hallucination_guard.calibration.anytime import Bets, in_words
 from hallucination_guard.errors import AuditError, GuardError, InputError
 
@@ -43,7 +43,7 @@ class RiskWatch:
         self._files = (sample_path(log), labels_path(log))
         self._judge = judge
         self._lock = threading.Lock()
-        self._tested = Tested(bets)
+        self._evidence = Evidence(bets)
         self._sample: Sample | None = None
         self._history: list[Label] = []
         self._seen: object = None
@@ -86,7 +86,7 @@ class RiskWatch:
         """What the labels show. Looks at the files, unless something had suspended."""
         with self._lock:
             self._look()
-            return self._tested.state()
+            return self._evidence.state()
 
     def _look(self) -> None:
         if self._suspended:
@@ -107,16 +107,16 @@ class RiskWatch:
             or history[: len(self._history)] != self._history
         ):
             raise AuditError("what was sampled or labelled before is not there any more")
-        self._tested.sample(sample.chosen[0 if before is None else len(before.chosen) :])
+        self._evidence.sample(sample.chosen[0 if before is None else len(before.chosen) :])
         asked = {each.id for each in sample.chosen}
         _one_judge(history, asked, self._judge)
         known = {each.id for each in before.chosen} if before else set()
         for at, each in enumerate(history):
             # A label may be older than the draw that asks for it.
             if self._judge in (None, each.by) and (at >= len(self._history) or (each.id in asked - known)):
-                self._tested.label(each.id, each.correct)
+                self._evidence.label(each.id, each.correct)
         self._sample, self._history, self._seen = sample, history, stamp
-        state = self._tested.state()
+        state = self._evidence.state()
         if state.raised:
             self._suspend(in_words(self.bets, wrong=state.wrong, labels=state.labelled))
 
@@ -159,11 +159,11 @@ def watched(
     sample, history = read_sample(log), label_history(log)
     _one_judge(history, {each.id for each in sample.chosen}, judge)
     _named(history, sample, judge)
-    tested = Tested(Bets(alpha=alpha, level=level, floor=sample.floor))
-    tested.sample(sample.chosen)
+    evidence = Evidence(Bets(alpha=alpha, level=level, floor=sample.floor))
+    evidence.sample(sample.chosen)
     for each in history:
-        if judge in (None, each.by) and tested.label(each.id, each.correct):
-            yield each, tested.state()
+        if judge in (None, each.by) and evidence.label(each.id, each.correct):
+            yield each, evidence.state()
 
 
 def _named(history: list[Label], sample: Sample | None, judge: str | None) -> None:

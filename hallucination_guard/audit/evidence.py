@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hallucination_guard.audit.sample import Sampled
 from hallucination_guard.calibration.anytime import Bets, Wealth
 
-__all__ = ["Tested", "WatchState"]
+__all__ = ["Evidence", "WatchState"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class WatchState:
     raised: bool
 
 
-class Tested:
+class Evidence:
     """Labels as they come, and what they show; not safe to share between threads.
 
     Args:

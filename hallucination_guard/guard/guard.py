@@ -459,7 +459,7 @@ class Guard:
     def _check_watch(self, risk: float | None, certificates: Sequence[Certificate]) -> None:
         if self.watch is None:
             return
-        if not isinstance(self.watch, Watch):
+        if isinstance(self.watch, type) or not isinstance(self.watch, Watch):
             raise ConfigurationError(
                 f"the watch is {self.watch!r}", hint="for example RiskWatch.of_log('audit.jsonl', alpha=0.1)"
             )

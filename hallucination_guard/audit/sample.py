@@ -169,7 +169,7 @@ def draw_sample(log: StrPath, *, rate: float, floor: float | None = None, seed: 
             Draw(rate=float(rate), answered=len(found), chosen=len(chosen), last=each, time=now) for each in found[-1:]
         )
         rows = [] if old else [{"sample": _VERSION, "seed": begun.seed, "floor": begun.floor, "time": now}]
-        rows += map(_plain, (*drawn, *chosen))
+        rows += [*map(_plain, drawn), *map(_plain, chosen)]
         if old is None:
             labels_path(log).touch()  # before the sample: from now on labels that are missing are labels that were lost
         if rows:

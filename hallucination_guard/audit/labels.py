@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from hallucination_guard.audit.chain import StrPath, canonical
+from hallucination_guard.audit.chain import StrPath
+from hallucination_guard.audit.lines import append_lines, written_alone
 from hallucination_guard.audit.query import find, records
 from hallucination_guard.audit.record import AuditRecord
 from hallucination_guard.audit.request import Request, requests
@@ -25,9 +24,18 @@ from hallucination_guard.calibration.labelled import Beginning, Labelled
 from hallucination_guard.errors import AuditError, InputError
 from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity, from_json
 
-__all__ = ["Label", "by_record", "label", "label_all", "labelled_answers", "labels_of", "labels_path", "read_labels"]
+__all__ = [
+    "Label",
+    "by_record",
+    "label",
+    "label_all",
+    "label_history",
+    "labelled_answers",
+    "labels_of",
+    "labels_path",
+    "read_labels",
+]
 
-_LOCK_SECONDS = 30.0
 _WORDS = {"right": True, "wrong": False}
 _KEYS = ("by", "id", "label", "note", "time")
 _FURTHER = frozenset({"retrieve_failed", "max_attempts", "budget"})
@@ -96,7 +104,7 @@ def label(log: StrPath, id: str, correct: bool, *, by: str = "human", note: str 
     """
     given = Label(id=id, correct=correct, by=by, note=note)
     found = replace(given, id=_answered(find(log, id)).id)
-    _append(labels_path(log), [found])
+    _append(log, [found])
     return found
 
 
@@ -116,7 +124,7 @@ def label_all(log: StrPath, labels: Iterable[Label]) -> list[Label]:
         raise InputError("there are no labels", hint="give at least one")
     names = _whole_ids(log, {each.id for each in given})
     found = [replace(each, id=names[each.id]) for each in given]
-    _append(labels_path(log), found)
+    _append(log, found)
     return found
 
 
@@ -165,19 +173,44 @@ def labels_of(log: StrPath, judge: str | None = None) -> list[Label]:
     Raises:
         AuditError: the file cannot be read, or a line of it is no label.
     """
-    path = labels_path(log)
     found: dict[tuple[str, str], Label] = {}
+    for each in _every(labels_path(log)) or ():
+        if judge in (None, each.by):
+            found[each.id, each.by] = each
+    return list(found.values())
+
+
+def label_history(log: StrPath) -> list[Label]:
+    """Every label of a log that was ever given, in the order in which they came, also those that were replaced.
+
+    A last line without its end is not counted: somebody may just be writing it.
+
+    Args:
+        log: the path of the audit log.
+
+    Raises:
+        AuditError: the file is missing or cannot be read, or a line of it is no label.
+    """
+    path = labels_path(log)
+    given = _every(path, finished=True)
+    if given is None:
+        raise AuditError(f"the labels {path} are missing", hint="put them back; audit sample begins the file")
+    return given
+
+
+def _every(path: Path, *, finished: bool = False) -> list[Label] | None:
+    """The labels in a file, or only those of finished lines; None if there is no file."""
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                each = _parsed(line, f"line {number} of {path}")
-                if judge in (None, each.by):
-                    found[each.id, each.by] = each
+            return [
+                _parsed(line, f"line {number} of {path}")
+                for number, line in enumerate(file, start=1)
+                if line.endswith(b"\n") or not finished
+            ]
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
         raise AuditError(f"the labels {path} cannot be read: {error.strerror}", hint="check the path") from error
-    return list(found.values())
 
 
 def by_record(labels: Iterable[Label], judge: str | None = None) -> dict[str, bool]:
@@ -318,34 +351,10 @@ def _whole_ids(log: StrPath, wanted: set[str]) -> dict[str, str]:
     return found
 
 
-def _append(path: Path, labels: Sequence[Label]) -> None:
-    """Add all lines in one write, or none; nobody else writes meanwhile."""
-    data = "".join(canonical(each.to_json_dict()) + "\n" for each in labels).encode("ascii")
-    lock = FileLock(f"{path}.lock", timeout=_LOCK_SECONDS, poll_interval=0.001, thread_local=False)
-    try:
-        with lock, path.open("ab+") as file:
-            before = file.seek(0, os.SEEK_END)
-            if before:
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # cut short by a crash: close that line off
-                    data = b"\n" + data
-            try:
-                if (written := os.write(file.fileno(), data)) != len(data):
-                    raise OSError(f"only {written} of {len(data)} bytes could be written")
-                os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), before)
-                raise
-    except Timeout as error:
-        raise AuditError(
-            f"the labels {path} are locked by another process for more than {_LOCK_SECONDS:.0f} s",
-            hint="look for a writer that is stopped or hangs",
-        ) from error
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise AuditError(
-            f"the labels {path} cannot be written: {why}", hint="check the disk and the permissions of the directory"
-        ) from error
+def _append(log: StrPath, labels: Sequence[Label]) -> None:
+    path = labels_path(log)
+    with written_alone(path, "labels"):
+        append_lines(path, (each.to_json_dict() for each in labels), "labels")
 
 
 def _parsed(line: bytes, where: str) -> Label:

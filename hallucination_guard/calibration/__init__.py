@@ -2,11 +2,12 @@
 
 :func:`calibrate` fits a :class:`Calibration`; it makes a ``Verdict`` of a score and refuses another model, scorer or
 policy than it was fitted on. A :class:`Certificate` bounds the risk of what a threshold lets through; a
-:class:`DriftMonitor` suspends it when the scores change.
+:class:`DriftMonitor` suspends it when the scores change, a :class:`RiskTest` when labels show that it is not kept.
 """
 
 from __future__ import annotations
 
+from hallucination_guard.calibration.anytime import Bets, RiskTest
 from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import Certificate, Infeasible
 from hallucination_guard.calibration.drift import DriftMonitor
@@ -18,6 +19,7 @@ from hallucination_guard.calibration.report import Bin, FitReport
 __all__ = [
     "FUSED",
     "Beginning",
+    "Bets",
     "Bin",
     "Calibration",
     "Certificate",
@@ -27,6 +29,7 @@ __all__ = [
     "Gate",
     "Infeasible",
     "Labelled",
+    "RiskTest",
     "calibrate",
     "fit_calibration",
     "fit_fusion",

@@ -15,9 +15,11 @@ from hallucination_guard.cli import (
     ask,
     audit_label,
     audit_replay,
+    audit_sample,
     audit_show,
     audit_tail,
     audit_verify,
+    audit_watch,
     calibrate,
     demo,
     doctor,
@@ -49,10 +51,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-audit = typer.Typer(help="Read, label, replay and verify the log.")
+audit = typer.Typer(help="Read, sample, label, watch, replay and verify the log.")
 for command in (demo, ask, score, doctor, locate, evaluate, calibrate):
     command.register(app)
-for command in (audit_tail, audit_show, audit_verify, audit_label, audit_replay):
+for command in (audit_tail, audit_show, audit_verify, audit_sample, audit_label, audit_watch, audit_replay):
     command.register(audit)
 app.add_typer(audit, name="audit")
 

@@ -22,6 +22,7 @@ __all__ = [
     "ModelName",
     "ProfilePath",
     "ReaderGone",
+    "SampledLog",
     "Stopped",
 ]
 
@@ -39,6 +40,7 @@ ProfilePath: TypeAlias = Annotated[
 ]
 AuditPath: TypeAlias = Annotated[Path, typer.Option("--audit", metavar="FILE", help="The log.")]
 LogPath: TypeAlias = Annotated[Path, typer.Option("--log", metavar="FILE", help="The log.")]
+SampledLog: TypeAlias = Annotated[Path, typer.Argument(metavar="LOG", help="The log.")]
 MaxNewTokens: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer, at most.")]
 AnchorQuestion: TypeAlias = Annotated[
     str | None,

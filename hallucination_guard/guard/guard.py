@@ -35,6 +35,7 @@ from hallucination_guard.values import (
     Policy,
     Scorer,
     StreamingModel,
+    Watch,
     as_messages,
 )
 
@@ -52,6 +53,8 @@ class Guard:
         audit: where the record of every attempt goes; without one nothing is kept.
         drift: notices when scores no longer look like the calibration's, and suspends certificates from then on; by
             default one is made for a calibration whose certificates cover the policy.
+        watch: suspends certificates when labels show that the risk is not kept, see
+            :class:`~hallucination_guard.audit.RiskWatch`; it has to test a risk that is at most the policy's.
         generation: defaults for every call: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
             ``question`` (see ``WhiteBoxModel.generate``).
         max_attempts: after so many answers a policy's wish for another is an abstention, whatever its own budget says.
@@ -73,6 +76,7 @@ class Guard:
         calibration: Calibration | None = None,
         audit: Sink | None = None,
         drift: DriftMonitor | None = None,
+        watch: Watch | None = None,
         generation: GenerationSettings | GenerationOptions | None = None,
         max_attempts: int = 16,
         batch_size: int = 8,
@@ -102,6 +106,7 @@ class Guard:
         self.calibration = calibration
         self.audit = audit
         self.drift = drift
+        self.watch = watch
         self._watched: Calibration | None = None
         self.generation = GenerationSettings.of(generation or {})
         self.max_attempts = max_attempts
@@ -291,7 +296,9 @@ class Guard:
             )
         loop = self._loop("stream")
         if self.calibration is not None and self.calibration.gate == "answer":  # the policy asks nothing of it
-            loop = replace(loop, judging=replace(loop.judging, calibration=None, certificates=(), drift=None))
+            loop = replace(
+                loop, judging=replace(loop.judging, calibration=None, certificates=(), drift=None, watch=None)
+            )
         return Streaming(loop=loop, model=self.model, gone=gone, provisional=provisional)
 
     def _streamed(self, streaming: Streaming, progress: Progress) -> Iterator[Event]:
@@ -416,6 +423,7 @@ class Guard:
                 calibration=self.calibration,
                 certificates=certificates,
                 drift=self.drift,
+                watch=self.watch,
                 primary=self.scorer.primary,
             ),
             policy=self.policy,
@@ -426,7 +434,8 @@ class Guard:
 
     def _check_calibration(self) -> tuple[Certificate, ...]:
         """The certificates that hold for the policy, after a look at what may have been changed since the last call."""
-        needs_risk = getattr(self.policy, "needs_risk", None) is not None
+        risk = getattr(self.policy, "needs_risk", None)
+        needs_risk = risk is not None
         if needs_risk and (uncovered := getattr(self.policy, "uncertified", "")):
             raise PolicyError(uncovered, hint="let every rule say the same max_risk, and a retrieving one its corpus")
         if self.calibration is None:
@@ -435,15 +444,35 @@ class Guard:
                     "the policy speaks of max_risk and the guard has no calibration",
                     hint="give one with certificates: hallucination-guard calibrate --alpha ...",
                 )
+            self._check_watch(risk, ())
             return ()
         self.calibration.check(self.model.identity, self.scorer.identity, self.policy)
         certificates = self.calibration.covering(self.policy)
+        self._check_watch(risk, certificates)
         if self._watched not in (None, self.calibration):
             self.drift = None  # it compares with another calibration's scores: a new one is watched afresh
         if certificates and self.drift is None:
             self.drift = DriftMonitor(self.calibration.reference)
         self._watched = self.calibration
         return certificates
+
+    def _check_watch(self, risk: float | None, certificates: Sequence[Certificate]) -> None:
+        if self.watch is None:
+            return
+        if isinstance(self.watch, type) or not isinstance(self.watch, Watch):
+            raise ConfigurationError(
+                f"the watch is {self.watch!r}", hint="for example RiskWatch.of_log('audit.jsonl', alpha=0.1)"
+            )
+        if not certificates:
+            raise ConfigurationError(
+                "the watch suspends certificates, and the guard has none that covers its policy",
+                hint="calibrate with --alpha, and let the policy speak of max_risk; or leave the watch out",
+            )
+        if risk is not None and self.watch.alpha > risk:
+            raise ConfigurationError(
+                f"the watch tests the risk {self.watch.alpha:g}, and the policy promises {risk:g}",
+                hint="let it test what is promised, or less",
+            )
 
 
 def _facts(call: Call | None, thread_id: str | None) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
-from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict
+from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict, Watch
 
 __all__ = ["Judging"]
 
@@ -18,12 +18,14 @@ class Judging:
         calibration: None where there is none: verdicts then have no confidence.
         certificates: those that cover the policy.
         drift: watches first drafts; None where nothing is to be suspended.
+        watch: of the risk, by labels; None where there is none.
         primary: the score by which drafts are compared where nothing was calibrated.
     """
 
     calibration: Calibration | None
     certificates: tuple[Certificate, ...]
     drift: DriftMonitor | None
+    watch: Watch | None = None
     primary: str
 
     def verdict(
@@ -52,7 +54,7 @@ class Judging:
             self.drift.observe(self.calibration.value(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
-        suspended = "" if self.drift is None else self.drift.suspended
+        suspended = "; ".join(why for each in (self.drift, self.watch) if each is not None and (why := each.suspended))
         return self.calibration.verdict(
             score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
         )

@@ -35,7 +35,7 @@ from hallucination_guard.values.prompt import (
     is_batch,
     question_of,
 )
-from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
+from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer, Watch
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.states import States
@@ -92,6 +92,7 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "Verdict",
+    "Watch",
     "WrittenCall",
     "as_messages",
     "as_tools",

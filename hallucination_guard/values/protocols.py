@@ -16,7 +16,7 @@ from hallucination_guard.values.settings import Drawing, Offered
 from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
-__all__ = ["Live", "Model", "Policy", "Scorer", "StreamingModel", "StreamingScorer"]
+__all__ = ["Live", "Model", "Policy", "Scorer", "StreamingModel", "StreamingScorer", "Watch"]
 
 
 @runtime_checkable
@@ -170,4 +170,19 @@ class Policy(Protocol):
 
     def describe(self) -> Mapping[str, JSON]:
         """Plain data that says all that the decision depends on; hashed into the audit record."""
+        ...
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Says when certificates do not hold any more, by labels. Asked before each verdict, by any thread."""
+
+    @property
+    def alpha(self) -> float:
+        """The risk that is tested."""
+        ...
+
+    @property
+    def suspended(self) -> str:
+        """Why certificates do not hold; empty while they do. What cannot be known is a reason."""
         ...

@@ -34,6 +34,8 @@ COMMANDS = {
     "verify": ("audit", "verify", "--log"),
     "replay": ("audit", "replay", "--log"),
     "show": ("audit", "show", "abc", "--log"),
+    "sample": ("audit", "sample", "--rate", "0.5"),
+    "watch": ("audit", "watch", "--alpha", "0.1"),
     "label": ("audit", "label", "abc", "right", "--log"),
     "label file": ("audit", "label", "--log", "none.jsonl", "--file"),
 }

@@ -26,6 +26,7 @@ from hallucination_guard.audit import label, records, verify
 from hallucination_guard.audit.chain import anchor_path
 from hallucination_guard.audit.labels import labels_of, labels_path, read_labels
 from hallucination_guard.audit.query import tail
+from hallucination_guard.audit.sample import draw_sample, draw_value, read_sample, sample_path
 from hallucination_guard.calibration import FUSED, Labelled, calibrate, read_labelled, write_labelled
 from hallucination_guard.demo import BM25Retriever
 from hallucination_guard.errors import GuardError
@@ -91,6 +92,13 @@ def _labels(path: Path, original: bytes) -> None:
         assert set(each.to_json_dict()) == {"by", "id", "label", "note", "time"}
 
 
+def _sampled(path: Path, original: bytes) -> None:
+    found = read_sample(path.with_name("audit.jsonl"))
+    assert all(draw_value(found.seed, each.id) < each.probability <= 1.0 for each in found.chosen)
+    assert sum(each.chosen for each in found.draws) == len(found.chosen)
+    assert 0.0 < found.floor <= min((each.probability for each in found.chosen), default=1.0)
+
+
 def _label_file(path: Path, original: bytes) -> None:
     for each in read_labels(path):
         assert isinstance(each.correct, bool) and each.id
@@ -153,7 +161,7 @@ def _partial(path: Path, original: bytes) -> None:
 
 def written(kind: str, folder: Path) -> Path:
     """A file of this kind, as the project writes it; what else belongs to it lies beside it."""
-    if kind in ("log", "anchor", "labels"):
+    if kind in ("log", "anchor", "labels", "sample"):
         log = folder / "audit.jsonl"
         with AuditLog(log, key=KEY) as audit:
             guard = Guard(MODEL, policy=AbstainBelow(score="hybridgrad", limit=1.0), scorer=SCORER, audit=audit)
@@ -162,6 +170,9 @@ def written(kind: str, folder: Path) -> Path:
             label(log, ids[0], True, note="right")
             label(log, ids[1], False)
             return labels_path(log)
+        if kind == "sample":
+            draw_sample(log, rate=1.0, floor=0.5)
+            return sample_path(log)
         return log if kind == "log" else anchor_path(log)
     path = folder / "file.jsonl"
     match kind:
@@ -212,6 +223,7 @@ KINDS: dict[str, Reads] = {
     "log": _log,
     "anchor": _anchor,
     "labels": _labels,
+    "sample": _sampled,
     "label file": _label_file,
     "label table": _label_file,
     "calibration": _calibration,

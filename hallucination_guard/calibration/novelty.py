@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.numbers import Numbers
 from hallucination_guard.errors import CalibrationError
-from hallucination_guard.values import States
+from hallucination_guard.values import Score, States
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ __all__ = ["Novelty", "fit_novelty"]
 
 _DIRECTIONS = 16
 _FOLDS = 5
+_REFERENCE = 256
 _LEAST = 100  # answers: a quantile of fewer is their maximum
 
 
@@ -46,6 +47,7 @@ class Novelty(BaseModel):
         limit: the largest distance that is not new.
         rate: the share of answers like the labelled ones that lies beyond the limit.
         answers: n, how many it was fitted on.
+        reference: distances of labelled answers, out of fold, sorted and thinned, to notice drift by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -58,6 +60,7 @@ class Novelty(BaseModel):
     limit: float = Field(gt=0)
     rate: float = Field(gt=0, lt=1)
     answers: int = Field(ge=2)
+    reference: Numbers = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -71,6 +74,10 @@ class Novelty(BaseModel):
     def name(self) -> str:
         """Under which a score keeps the distance; a hash of what it computes is part of it."""
         return f"novelty:{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]}"
+
+    def of(self, score: Score) -> float:
+        """The distance of a scored answer: as its score keeps it, or of its states."""
+        return score.scores[self.name] if self.name in score.scores else self.distance(score.states)
 
     def distance(self, states: States | None) -> float:
         """How far an answer is from the labelled ones; about 1 for one that is like them.
@@ -130,6 +137,7 @@ def fit_novelty(states: Sequence[States], ids: Sequence[str], *, rate: float = 0
         limit=float(np.sort(distances)[at]),
         rate=rate,
         answers=len(x),
+        reference=tuple(np.sort(distances)[:: math.ceil(len(x) / _REFERENCE)].tolist()),
     )
 
 

@@ -42,6 +42,9 @@ from hallucination_guard.values import (
 __all__ = ["Guard"]
 
 
+_DRIFT_RATE = 0.01
+
+
 class Guard:
     """A model whose answers leave only by decision of a policy.
 
@@ -107,6 +110,7 @@ class Guard:
         self.audit = audit
         self.drift = drift
         self.watch = watch
+        self._novelty_drift: DriftMonitor | None = None
         self._watched: Calibration | None = None
         self.generation = GenerationSettings.of(generation or {})
         self.max_attempts = max_attempts
@@ -297,7 +301,8 @@ class Guard:
         loop = self._loop("stream")
         if self.calibration is not None and self.calibration.gate == "answer":  # the policy asks nothing of it
             loop = replace(
-                loop, judging=replace(loop.judging, calibration=None, certificates=(), drift=None, watch=None)
+                loop,
+                judging=replace(loop.judging, calibration=None, certificates=(), drift=None, novelty=None, watch=None),
             )
         return Streaming(loop=loop, model=self.model, gone=gone, provisional=provisional)
 
@@ -423,6 +428,7 @@ class Guard:
                 calibration=self.calibration,
                 certificates=certificates,
                 drift=self.drift,
+                novelty=self._novelty_drift,
                 watch=self.watch,
                 primary=self.scorer.primary,
             ),
@@ -450,9 +456,15 @@ class Guard:
         certificates = self.calibration.covering(self.policy)
         self._check_watch(risk, certificates)
         if self._watched not in (None, self.calibration):
-            self.drift = None  # it compares with another calibration's scores: a new one is watched afresh
+            self.drift = self._novelty_drift = (
+                None  # it compares with another calibration's scores: a new one is watched afresh
+            )
+        novelty = self.calibration.novelty
+        rate = _DRIFT_RATE if novelty is None else _DRIFT_RATE / 2  # of a false alarm ever, in all
         if certificates and self.drift is None:
-            self.drift = DriftMonitor(self.calibration.reference)
+            self.drift = DriftMonitor(self.calibration.reference, rate=rate)
+        if certificates and self._novelty_drift is None and novelty is not None:
+            self._novelty_drift = DriftMonitor(novelty.reference, rate=rate)
         self._watched = self.calibration
         return certificates
 

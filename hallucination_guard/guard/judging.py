@@ -17,7 +17,8 @@ class Judging:
     Args:
         calibration: None where there is none: verdicts then have no confidence.
         certificates: those that cover the policy.
-        drift: watches first drafts; None where nothing is to be suspended.
+        drift: watches the scores of first drafts; None where nothing is to be suspended.
+        novelty: watches how new they are; None where nothing says it.
         watch: of the risk, by labels; None where there is none.
         primary: the score by which drafts are compared where nothing was calibrated.
     """
@@ -25,6 +26,7 @@ class Judging:
     calibration: Calibration | None
     certificates: tuple[Certificate, ...]
     drift: DriftMonitor | None
+    novelty: DriftMonitor | None = None
     watch: Watch | None = None
     primary: str
 
@@ -52,9 +54,13 @@ class Judging:
         notices = attempt == 1 if notices is None else notices
         if self.drift is not None and notices and score.status == "scored":
             self.drift.observe(self.calibration.value(score))
+            if self.novelty is not None and self.calibration.novelty is not None:
+                self.novelty.observe(self.calibration.novelty.of(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
-        suspended = "; ".join(why for each in (self.drift, self.watch) if each is not None and (why := each.suspended))
+        suspended = "; ".join(
+            why for each in (self.drift, self.novelty, self.watch) if each is not None and (why := each.suspended)
+        )
         return self.calibration.verdict(
             score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
         )

@@ -12,7 +12,15 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from hallucination_guard.calibration import FUSED, Calibration, Labelled, calibrate, read_labelled, write_labelled
+from hallucination_guard.calibration import (
+    FUSED,
+    Calibration,
+    DriftMonitor,
+    Labelled,
+    calibrate,
+    read_labelled,
+    write_labelled,
+)
 from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split
 from hallucination_guard.calibration.fusion import cross_fitted
 from hallucination_guard.calibration.novelty import Novelty, fit_novelty
@@ -271,3 +279,19 @@ class TestCalibration:
         labels = np.random.default_rng(0).permutation([each.correct for each in rows]).tolist()
         shuffled = [replace(each, correct=label) for each, label in zip(rows, labels, strict=True)]
         assert abs(auroc(cross_fitted(shuffled, fit=fit_fused), wrong(shuffled)) - 0.5) < 0.12
+
+
+class TestInAGuard:
+    """What a guard makes of states: a scorer that reads them off its own list."""
+
+    def test_new_answers_suspend_the_certificates(self):
+        rows = answers(400)
+        calibration = calibrate(rows, score=FUSED, alphas=[0.45])
+        assert calibration.novelty is not None and len(calibration.novelty.reference) >= 10
+        monitor = DriftMonitor(calibration.novelty.reference, rate=0.005)
+        for each in answers(200, seed=21):
+            monitor.observe(calibration.novelty.of(score(each)))
+        assert not monitor.suspended
+        for each in answers(100, seed=22, inside=6.0):
+            monitor.observe(calibration.novelty.of(score(each)))
+        assert "drifted" in monitor.suspended

@@ -2,6 +2,7 @@
 
     python benchmarks/cost.py                       # prompts of 50, 900, 3600 tokens, answers of 16, 64, 256
     python benchmarks/cost.py --plot cost.png       # the same, and a picture
+    python benchmarks/cost.py batches               # scoring over generating in batches of 1, 4, 8, 32, by part
     python benchmarks/cost.py rows                  # rows a second for a file of 200, batches of 1 … 32
 
 generate   transformers' own greedy generation with a plain dynamic cache, nothing added
@@ -37,7 +38,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from hallucination_guard import HybridGrad, WhiteBoxModel
 from hallucination_guard.rows import Line, read_lines, score_lines
-from hallucination_guard.scoring import Cascade
+from hallucination_guard.scoring import Cascade, gradients, head_walk
 from hallucination_guard.values import Generation
 
 TEXT = "Tell me all that you know about the history of the city of Paris, its river, its kings and its monuments. "
@@ -196,6 +197,81 @@ def plot(rows: list[tuple[int, int, dict[str, tuple[float, float, float]]]], met
     print(f"plot: {path}")
 
 
+PLACES = ("Paris", "Rome", "Berlin", "Madrid", "Vienna", "Cairo", "Delhi", "Tokyo", "Lima", "Oslo", "Prague", "Athens")
+
+
+class Parts:
+    """Seconds of the parts of scoring while they are listened to."""
+
+    WHERE = (
+        (gradients, "replay", "forward"),
+        (gradients, "at_anchor", "backward"),
+        (gradients, "read_head", "softmax"),
+        (head_walk, "pulled_states", "head: A W"),
+        (head_walk, "head_norms", "head: norms"),
+    )
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((name for _, _, name in self.WHERE), 0.0)
+
+    def timed(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """``call``, whose time is added up under ``name``."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+
+        return run
+
+    def __enter__(self) -> Parts:
+        self._were = [getattr(module, function) for module, function, _ in self.WHERE]
+        for (module, function, name), call in zip(self.WHERE, self._were, strict=True):
+            setattr(module, function, self.timed(call, name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for (module, function, _), call in zip(self.WHERE, self._were, strict=True):
+            setattr(module, function, call)
+
+
+def batched(model: WhiteBoxModel, arguments: argparse.Namespace) -> None:
+    """Scoring over generating, both in batches of the same size; the same prompt about different places."""
+    length, answer = arguments.prompts[0], arguments.answers[0]
+    names = [name for _, _, name in Parts.WHERE]
+    print(
+        f"{'batch':>6} {'generate s':>10} {'score s':>8} {'score %':>8} {'CPU %':>6}",
+        *(f"{name + ' %':>13}" for name in names),
+    )
+    for size in arguments.batches:
+        prompts = [TEXT.replace("Paris", f"{PLACES[at % 12]}{' of old' * (at // 12)}") for at in range(size)]
+        while len(model.prompt(prompts[0] + TEXT).token_ids) <= length:
+            prompts = [prompt + TEXT for prompt in prompts]
+        found = []
+        for turn in range(arguments.repeats + 1):
+            began, cpu = time.perf_counter(), time.process_time()
+            made = model.generate(prompts, max_new_tokens=answer)
+            generating, cpu_generating = time.perf_counter() - began, time.process_time() - cpu
+            began, cpu = time.perf_counter(), time.process_time()
+            with Parts() as parts:
+                scores = HybridGrad().batch(model, made)
+            scoring, cpu_scoring = time.perf_counter() - began, time.process_time() - cpu
+            assert all(score.status == "scored" for score in scores)
+            if turn or not arguments.repeats:
+                shares = [scoring, *(parts.seconds[name] for name in names)]
+                found.append(
+                    (generating, scoring, cpu_scoring / cpu_generating, *(each / generating for each in shares))
+                )
+        base, seconds, cpu_share, share, *rest = map(statistics.median, zip(*found, strict=True))
+        print(
+            f"{size:>6} {base:>10.2f} {seconds:>8.2f} {share:>8.1%} {cpu_share:>6.1%}",
+            *(f"{each:>13.1%}" for each in rest),
+            flush=True,
+        )
+
+
 def scored(model: WhiteBoxModel, lines: list[Line], size: int) -> list[str]:
     """The statuses of all lines, scored in batches of ``size``."""
     batches = score_lines(model, lines, scorer=HybridGrad(), batch_size=size, batch_tokens=8192, max_new_tokens=1)
@@ -232,20 +308,26 @@ def throughput(model: WhiteBoxModel, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["cost", "rows"], default="cost")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[50, 900, 3600])
-    parser.add_argument("--answers", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("what", nargs="?", choices=["cost", "batches", "rows"], default="cost")
+    parser.add_argument("--prompts", type=int, nargs="+", help="50 900 3600; of batches the first one, 50")
+    parser.add_argument("--answers", type=int, nargs="+", help="16 64 256; of batches the first one, 64")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=3, help="after one that warms up; a single one goes without")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batches", type=int, nargs="+", help="1 4 8 32; of rows 1 2 4 8 16 32")
     arguments = parser.parse_args()
+    whole = arguments.what == "cost"
+    arguments.prompts = arguments.prompts or ([50, 900, 3600] if whole else [50])
+    arguments.answers = arguments.answers or ([16, 64, 256] if whole else [64])
+    arguments.batches = arguments.batches or ([1, 2, 4, 8, 16, 32] if arguments.what == "rows" else [1, 4, 8, 32])
     model = WhiteBoxModel.demo()
     model.__dict__["end_ids"] = frozenset()  # every answer has its full length
     print(f"{model.name}, {model.identity.dtype}; {machine()}")
     if arguments.what == "rows":
         throughput(model, arguments)
+    elif arguments.what == "batches":
+        batched(model, arguments)
     else:
         table(model, arguments)
 

@@ -264,13 +264,15 @@ class Decoding:
         part = slice(pads, pads + start)
         layers = () if self._cache is None else self._cache.layers[first:]
         begin, end = pads + start - self._keep_from, pads + prompt + len(answer) - 1 - self._keep_from
+        tapped = self._tap.row(row)
         return Trace(
             ids=(*asked.prompt.token_ids, *answer[:-1]),
             anchor=at,
             start=start,
             first=first,
             prefix=tuple((each.keys[row : row + 1, :, part], each.values[row : row + 1, :, part]) for each in layers),
-            states=self._tap.row(row)[begin:end],
+            states=tapped[begin:end],
+            after=tapped[end : end + 1] if tapped.shape[0] > end else None,
             logits=None if asked.begin else self._kept.rows(row, len(answer)),
             origin="kept" if inside.sliceable else "whole",
         )

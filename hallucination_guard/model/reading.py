@@ -116,21 +116,22 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) ->
     tap = Tap(start)
     view = inside.view_at(layers.start, tap)
     cache = DynamicCache() if start else None
-    fed = tuple(ids[:-1])  # the last token predicts nothing
     with undisturbed(inside.model, grad=False):
-        tokens = torch.tensor([fed], device=inside.device)
+        tokens = torch.tensor([list(ids)], device=inside.device)
         mask = torch.ones_like(tokens)
         inside.layout.decoder_of(view)(
             input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
         )
     deep = () if cache is None else cache.layers[layers.start :]
+    tapped = tap.row(0)
     return Trace(
-        ids=fed,
+        ids=tuple(ids[:-1]),
         anchor=anchor,
         start=start,
         first=layers.start,
         prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
-        states=tap.row(0),
+        states=tapped[:-1],
+        after=tapped[-1:],
         origin="reread" if inside.sliceable else "whole",
     )
 

@@ -36,6 +36,7 @@ class Trace:
         first: l₀, the first deep layer.
         prefix: keys and values (1 × heads × start × d_head) of each layer that runs after h_{l₀}; none if start is 0.
         states: h_{l₀} at positions start … P+T−2, (S × d).
+        after: h_{l₀} of the answer's last token (1 × d), which predicts none of it; None where it was not read.
         logits: those that the answer was drawn from, a row of V for each of its tokens, if they were kept.
         origin: where all this came from.
     """
@@ -46,8 +47,14 @@ class Trace:
     first: int
     prefix: tuple[tuple[Tensor, Tensor], ...]
     states: Tensor
+    after: Tensor | None = None
     logits: tuple[Tensor, ...] | None = None
     origin: Prefix
+
+    @property
+    def entering(self) -> Tensor:
+        """``states``, and that of the answer's last token behind them where it is known."""
+        return self.states if self.after is None else torch.cat([self.states, self.after])
 
     @property
     def row(self) -> int:
@@ -60,7 +67,7 @@ class Trace:
         if not less:
             return self
         logits = None if self.logits is None else self.logits[:tokens]
-        return dataclasses.replace(self, ids=self.ids[:-less], states=self.states[:-less], logits=logits)
+        return dataclasses.replace(self, ids=self.ids[:-less], states=self.states[:-less], after=None, logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,7 +94,7 @@ class Replay:
         )
 
 
-def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -> Replay:
+def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *, whole: bool = False) -> Replay:
     """Run the layers after h_{l₀} again, for a batch of traces of any lengths; the caller says whether with a graph.
 
     Args:
@@ -95,11 +102,13 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range) -
         layout: of that model.
         traces: one an example, all with ``first == layers.start``.
         layers: the l whose h_l can be derived by; h_l is the output of layer l−1 counted from 0.
+        whole: also over the answer's last token, which is a row behind the others, where its state is known.
     """
-    lengths = [trace.states.shape[0] for trace in traces]
+    entered = [trace.entering if whole else trace.states for trace in traces]
+    lengths = [each.shape[0] for each in entered]
     starts = [trace.start for trace in traces]
     width, prefix = max(lengths), max(starts)
-    entering = torch.stack([_right_padded(trace.states, width) for trace in traces])
+    entering = torch.stack([_right_padded(each, width) for each in entered])
     states = [entering.requires_grad_(torch.is_grad_enabled())]
 
     modules = layout.list_of(model)

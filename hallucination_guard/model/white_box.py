@@ -7,6 +7,7 @@ The only wall to transformers. The model handed in is never changed: no flag, no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack, cast, overload
 
@@ -327,7 +328,9 @@ class WhiteBoxModel(Inside):
             AnchorError: if the generation has no anchor.
         """
         kept = reading.kept_trace(generation, layers)
-        return self.trace_ids(*reading.place(generation), layers) if kept is None else kept
+        trace = self.trace_ids(*reading.place(generation), layers) if kept is None else kept
+        # Of an answer that was cut, generating never read the last token: whether it was read again must not matter.
+        return replace(trace, after=None) if generation.finish_reason in ("length", "open") else trace
 
     def trace_ids(self, ids: Sequence[int], anchor: int, layers: range) -> Trace:
         """The same from token ids (prompt and answer) and the position of t*, by one pass without a graph."""

@@ -192,7 +192,7 @@ def _together(
 ) -> list[Likelihoods]:
     """One pass: forward, head, and a backward where it is wanted."""
     head = model.head
-    run = replay(model.model, model.layout, traces, layers)
+    run = replay(model.model, model.layout, traces, layers, whole=True)
     answers = [settings.counted(generation) for generation in generations]
     found: list[Likelihoods] = []
     walks: dict[int, Walk] = {}
@@ -206,7 +206,7 @@ def _together(
             _likelihoods(
                 reading,
                 traces[row].origin,
-                states_of(run, row, _predicting(traces[row], answers[row]), layers, model.layout.depth),
+                states_of(run, row, _own(traces[row], answers[row]), layers, model.layout.depth),
             )
             for row, reading in zip(rows, readings, strict=True)
         ]
@@ -253,6 +253,13 @@ def _predicting(trace: Trace, answer: Sequence[int]) -> slice:
     """The positions whose logits predict ŷ_1 … ŷ_T, in the states from t* on."""
     stop = trace.states.shape[0]
     return slice(stop - len(answer), stop)
+
+
+def _own(trace: Trace, answer: Sequence[int]) -> slice:
+    """The positions of the answer's tokens, as far as they were read; of a single unread one, what predicts it."""
+    stop = trace.entering.shape[0]
+    begin = trace.states.shape[0] - len(answer) + 1
+    return slice(min(begin, stop - 1), stop)
 
 
 def _norms(

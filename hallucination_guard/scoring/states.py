@@ -29,18 +29,18 @@ def probed_layers(layers: range, depth: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def states_of(run: Replay, row: int, predicting: slice, layers: range, depth: int) -> States:
+def states_of(run: Replay, row: int, own: slice, layers: range, depth: int) -> States:
     """The states of one example of a replay.
 
     Args:
         run: of the deep half.
         row: of the example.
-        predicting: the positions whose logits predict the answer.
+        own: the positions of the answer's tokens.
         layers: that were replayed; ``run.states`` has them in this order.
         depth: L.
     """
     chosen = probed_layers(layers, depth)
-    levels = [run.states[level - layers.start][row, predicting] for level in chosen]
+    levels = [run.states[level - layers.start][row, own] for level in chosen]
     mixed = torch.stack([_at_unit_size(each).cpu() for each in levels]).mean(dim=0)  # T × d; layers may be on devices
     return States(layers=chosen, mean=tuple(mixed.mean(dim=0).tolist()), last=tuple(mixed[-1].tolist()))
 

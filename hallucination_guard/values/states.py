@@ -22,8 +22,8 @@ class States:
 
     Args:
         layers: the l of the h_l that were averaged.
-        mean: over the positions that predict the answer's tokens, d numbers.
-        last: at the position that predicts its last token, d numbers.
+        mean: over the answer's tokens, d numbers.
+        last: at its last token, d numbers.
 
     Raises:
         ValueError: if a number is not finite, or the two differ in length.

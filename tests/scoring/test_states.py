@@ -16,9 +16,11 @@ FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
 
 
 def expected(white: WhiteBoxModel, generation: Generation) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and last, by one forward of transformers over all tokens."""
+    """Mean and last over the answer's tokens, by one forward of transformers; of a cut answer without the last."""
     prompt, answer = generation.prompt_token_ids, generation.response_token_ids
-    ids = torch.tensor([(*prompt, *answer[:-1])])
+    if generation.finish_reason == "length":
+        answer = answer[:-1]
+    ids = torch.tensor([(*prompt, *answer)])
     with torch.no_grad():
         hidden = white.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     depth = white.layout.depth
@@ -36,13 +38,25 @@ def states(score: Score) -> States:
 def test_they_are_the_models_own_hidden_states(family: str) -> None:
     white = WhiteBoxModel(tiny_model(family), tiny_tokenizer())
     made = white.generate(["Who?", "What is the capital of France?"], max_new_tokens=9, temperature=1.0, seed=3)
-    alone = [HybridGrad()(white, white.read(each.messages, answer=each.response_token_ids)) for each in made]
-    for score, single, generation in zip(HybridGrad().batch(white, made), alone, made, strict=True):
+    # A stop text ends an answer in the middle of its batch.
+    text = made[0].text
+    made += white.generate(["Who?"], max_new_tokens=9, temperature=1.0, seed=3, stop=[text[len(text) // 2 :][:2]])
+    read = [white.read(each.messages, answer=each.response_token_ids) for each in made]
+    kept = HybridGrad().batch(white, made)
+    assert {each.finish_reason for each in made} == {"length", "stop_text"}
+    for score, generation in zip([*kept, *HybridGrad().batch(white, read)], [*made, *read], strict=True):
         mean, last = expected(white, generation)
-        for found in (states(score), states(single)):
-            np.testing.assert_allclose(found.mean, mean, atol=2e-3)  # float16 has eleven bits
-            np.testing.assert_allclose(found.last, last, atol=2e-3)
-            assert found.layers == probed_layers(white.deep_layers, white.layout.depth)
+        np.testing.assert_allclose(states(score).mean, mean, atol=2e-3)  # float16 has eleven bits
+        np.testing.assert_allclose(states(score).last, last, atol=2e-3)
+        assert states(score).layers == probed_layers(white.deep_layers, white.layout.depth)
+
+
+def test_one_token_that_was_never_read_has_the_state_that_predicts_it() -> None:
+    white = WhiteBoxModel(tiny_model(), tiny_tokenizer())
+    [made] = white.generate(["Who?"], max_new_tokens=1, temperature=1.0)
+    score = HybridGrad()(white, made)
+    if score.status == "scored":
+        assert states(score).mean == states(score).last
 
 
 def test_what_takes_no_gradient_has_none() -> None:

@@ -2,21 +2,25 @@
 
 :func:`calibrate` fits a :class:`Calibration`; it makes a ``Verdict`` of a score and refuses another model, scorer or
 policy than it was fitted on. A :class:`Certificate` bounds the risk of what a threshold lets through; a
-:class:`DriftMonitor` suspends it when the scores change.
+:class:`DriftMonitor` suspends it when the scores change. :func:`advise` forecasts certificates, and :class:`OnAverage`
+is a weaker promise that never stands in for one.
 """
 
 from __future__ import annotations
 
+from hallucination_guard.calibration.advice import Advice, Needed, advise
 from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import Certificate, Infeasible
 from hallucination_guard.calibration.drift import DriftMonitor
 from hallucination_guard.calibration.fit import calibrate, fit_calibration
 from hallucination_guard.calibration.fusion import Fusion, fit_fusion
 from hallucination_guard.calibration.labelled import Beginning, Labelled, read_labelled, write_labelled
+from hallucination_guard.calibration.on_average import OnAverage
 from hallucination_guard.calibration.report import Bin, FitReport
 
 __all__ = [
     "FUSED",
+    "Advice",
     "Beginning",
     "Bin",
     "Calibration",
@@ -27,6 +31,9 @@ __all__ = [
     "Gate",
     "Infeasible",
     "Labelled",
+    "Needed",
+    "OnAverage",
+    "advise",
     "calibrate",
     "fit_calibration",
     "fit_fusion",

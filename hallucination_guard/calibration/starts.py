@@ -1,0 +1,91 @@
+"""Several starts for one error budget: where a certificate's walk may begin, and what a start that succeeds hands on.
+
+The grid is cut at fixed starts. Each start has its share of δ and tests its piece of the grid, towards more permissive
+thresholds, until one hypothesis is not refuted; a piece that was passed to its end adds its budget to that of the next
+(the fallback procedure of Wiens 2003, one of the graphs of Bretz et al. 2009). Wherever the risks lie, a threshold
+whose risk exceeds α is passed with probability ≤ δ: docs/methods.md has the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints: TypeAlias = NDArray[np.int64]
+
+__all__ = ["SPREAD_FROM", "Start", "furthest", "spread_over"]
+
+SPREAD_FROM = 600
+"""Questions in the test part from which on several starts are used. With fewer, a share of δ refutes too little."""
+
+_AT = (0.08, 0.2, 0.4)  # shares of the fit part's questions that the starts answer
+_SHARES = (1 / 3, 1 / 3, 1 / 3)  # of δ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A place on the grid where a walk begins.
+
+    Args:
+        at: index of the threshold.
+        share: of δ, above 0; those of all starts together are at most 1.
+    """
+
+    at: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.at < 0 or not 0.0 < self.share <= 1.0:
+            raise ValueError(f"a start at {self.at!r} with the share {self.share!r} of delta cannot be")
+
+
+def spread_over(answered: Ints, *, questions: int) -> tuple[Start, ...]:
+    """Fixed starts: where 8, 20 and 40 % of the questions are answered. Labels have no say.
+
+    Args:
+        answered: how many questions of the fit part each threshold of the grid answers, rising.
+        questions: of the fit part.
+    """
+    import numpy as np
+
+    if not len(answered):
+        return ()
+    shares: dict[int, float] = {}
+    for place, share in zip(_AT, _SHARES, strict=True):
+        at = min(int(np.searchsorted(answered, place * questions)), len(answered) - 1)
+        shares[at] = shares.get(at, 0.0) + share
+    return tuple(Start(at=at, share=min(share, 1.0)) for at, share in sorted(shares.items()))
+
+
+def furthest(answered: Ints, wrong: Ints, *, starts: Sequence[Start], alpha: float, delta: float) -> int | None:
+    """The most permissive threshold that is passed; None if none is.
+
+    Args:
+        answered: how many questions of the test part each threshold of the grid answers.
+        wrong: how many of those wrongly.
+        starts: from the strictest to the most permissive.
+        alpha: α.
+        delta: δ.
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    if not len(answered):
+        return None
+    ends = [*(each.at for each in starts[1:]), len(answered)]
+    handed_on, found = 0.0, None
+    values = binom.cdf(wrong, answered, alpha)
+    for start, end in zip(starts, ends, strict=True):
+        share = min(handed_on + start.share, 1.0)
+        piece = slice(start.at, end)
+        passed = (answered[piece] > 0) & (values[piece] <= share * delta)
+        steps = len(passed) if passed.all() else int(np.argmin(passed))
+        if steps:
+            found = start.at + steps - 1
+        handed_on = share if steps == len(passed) else 0.0
+    return found

@@ -120,7 +120,7 @@ def advice_of(
     chosen, population, labels = sorted(set(alphas)), sample.population, sample.labels
     refits = [population.refitted(rng) for _ in range(_DRAWS)]
     today = np.concatenate([_coverages(each, labels, chosen, delta, fused, 1, rng) for each in refits])
-    likely = _low_and_high(population, refits)
+    likely = _low_and_high(refits, chosen)
     curves = [_curve(each, chosen, delta, fused, rng) for each in (population, *likely)]
     found = []
     for at, alpha in enumerate(chosen):
@@ -153,7 +153,7 @@ def with_needed(infeasible: Infeasible, population: Population, *, fused: bool, 
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    likely = _low_and_high(population, [population.refitted(rng) for _ in range(_REFITS)])
+    likely = _low_and_high([population.refitted(rng) for _ in range(_REFITS)], [infeasible.alpha])
     reached = []
     for each in (population, *likely):
         curve = _curve(each, [infeasible.alpha], infeasible.delta, fused, rng, feasible_only=True)
@@ -247,9 +247,9 @@ def _reached(curve: _Curve, at: int, alpha: float, what: str, share: float) -> i
     return min(int(round(math.exp(between), 1 - math.floor(between / math.log(10.0)))), UP_TO)
 
 
-def _low_and_high(population: Population, refits: Sequence[Population]) -> tuple[Population, Population]:
-    """A refit that is better than nine in ten, and one that is worse; never on the wrong side of the fit itself."""
-    ranked = sorted(refits, key=lambda each: each.risk())
+def _low_and_high(refits: Sequence[Population], alphas: Sequence[float]) -> tuple[Population, Population]:
+    """A refit that is better than nine in ten, and one that is worse."""
+    ranked = sorted(refits, key=lambda each: (-sum(map(each.possible, alphas)), each.risk()))
     tenth = len(ranked) // 10
     return ranked[tenth], ranked[-1 - tenth]
 

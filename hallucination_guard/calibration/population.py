@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from hallucination_guard.calibration.certificate import Drafts
@@ -26,7 +27,7 @@ __all__ = ["Population", "Ranked", "Resampled", "Sample", "auroc"]
 
 _RIDGE = (0.0, 0.01, 1.0)  # on a, b, c
 _STEPS = 50
-_FINE = 20_001
+_FINE = 5001
 
 
 class Population(Protocol):
@@ -103,9 +104,8 @@ class Ranked:
 
     def _rates(self) -> Floats:
         import numpy as np
-        from scipy.stats import norm
 
-        chances = self._chance(norm.ppf((np.arange(_FINE) + 0.5) / _FINE))
+        chances = self._chance(_evenly())
         return np.asarray(np.cumsum(chances) / np.arange(1, _FINE + 1))
 
     def _chance(self, z: Floats) -> Floats:
@@ -195,6 +195,14 @@ def auroc(scores: Sequence[float] | Floats, wrong: Sequence[bool] | Bools) -> fl
     bad = np.asarray(wrong, bool)
     several, others = int(bad.sum()), int((~bad).sum())
     return float((rankdata(scores)[bad].sum() - several * (several + 1) / 2) / (several * others))
+
+
+@cache
+def _evenly() -> Floats:
+    import numpy as np
+    from scipy.stats import norm
+
+    return np.asarray(norm.ppf((np.arange(_FINE) + 0.5) / _FINE))
 
 
 def _fitted(z: Floats, wrong: Bools) -> Floats:

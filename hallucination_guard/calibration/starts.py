@@ -23,8 +23,8 @@ __all__ = ["SPREAD_FROM", "Start", "furthest", "spread_over"]
 SPREAD_FROM = 600
 """Questions in the test part from which on several starts are used. With fewer, a share of δ refutes too little."""
 
-_AT = (0.08, 0.2, 0.4)  # shares of the fit part's questions that the starts answer
-_SHARES = (1 / 3, 1 / 3, 1 / 3)  # of δ
+_AT = (0.08, 0.2)  # shares of the fit part's questions that the starts answer
+_SHARES = (0.3, 0.7)  # of δ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Start:
 
 
 def spread_over(answered: Ints, *, questions: int) -> tuple[Start, ...]:
-    """Fixed starts: where 8, 20 and 40 % of the questions are answered. Labels have no say.
+    """Two fixed starts: where 8 and 20 % of the questions are answered, with .3 and .7 of δ. Labels have no say.
 
     Args:
         answered: how many questions of the fit part each threshold of the grid answers, rising.

@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from hallucination_guard.calibration.certificate import FIT_SHARE, FIT_SHARE_SPREAD, Drafts, course, design
 from hallucination_guard.calibration.on_average import keep_on_average
-from hallucination_guard.calibration.starts import Start, furthest
+from hallucination_guard.calibration.starts import SPREAD_FROM, Start, furthest
 
 ALPHAS = (0.1, 0.2)
 FIVE = (0.05, 0.12, 0.22, 0.35, 0.5)
@@ -69,7 +69,7 @@ def fixed(fit: Drafts, test: Drafts, delta: float) -> tuple[np.ndarray, Sequence
 
 def five(fit: Drafts, test: Drafts, delta: float) -> tuple[np.ndarray, Sequence[Start]]:
     """Five fixed starts with a fifth of δ each."""
-    grid, _ = course(fit, questions=test.questions, delta=delta, spread=False)
+    grid, _ = course(fit, questions=max(test.questions, SPREAD_FROM), delta=delta, spread=True)
     answered = fit.at(grid)[0]
     places = sorted({int(np.searchsorted(answered, share * fit.questions)) for share in FIVE})
     return grid, [Start(at=at, share=1.0 / len(places)) for at in places]
@@ -79,7 +79,6 @@ PROCEDURES: dict[str, tuple[Callable[[int], float], Chosen]] = {
     "one start, fit .2": (lambda n: FIT_SHARE, one),
     "as calibrate": (lambda n: design(n, fused=False)[0], fixed),
     "five, fit .05": (lambda n: FIT_SHARE_SPREAD, five),
-    "five, fit .2": (lambda n: FIT_SHARE, five),
 }
 
 
@@ -133,6 +132,7 @@ def main() -> int:
     parser.add_argument("--wrong", type=float, default=0.4)
     parser.add_argument("--delta", type=float, default=0.1)
     parser.add_argument("--n", type=int, nargs="+", default=[300, 600, 1000, 2000])
+    parser.add_argument("--auroc", type=float, nargs="+", default=[0.5, 0.65, 0.75, 0.85])
     arguments = parser.parse_args()
     delta, draws, broken = arguments.delta, arguments.draws, 0
     allowed = delta + 3 * math.sqrt(delta * (1 - delta) / draws)
@@ -140,7 +140,7 @@ def main() -> int:
     print("mean certified coverage / share feasible / share exceeding α")
     print("| AUROC | α | n | best | " + " | ".join(PROCEDURES) + " |")
     print("|---" * (4 + len(PROCEDURES)) + "|")
-    for auroc in (0.5, 0.65, 0.75, 0.85):
+    for auroc in arguments.auroc:
         pool = Binormal(auroc, arguments.wrong)
         tables = {n: compared(pool, n, delta=delta, draws=draws) for n in arguments.n}
         for alpha in ALPHAS:
@@ -152,7 +152,7 @@ def main() -> int:
     print("\nα on average: (wrong + 1) / (answered + 1) ≤ α")
     print("| AUROC | α | n | best | mean true error | exceeding α | mean coverage |")
     print("|---" * 7 + "|")
-    for auroc in (0.65, 0.75, 0.85):
+    for auroc in arguments.auroc:
         pool = Binormal(auroc, arguments.wrong)
         for alpha in ALPHAS:
             for n in (100, 300, 1000):

@@ -273,11 +273,7 @@ def certify(
     for alpha in chosen:
         last = furthest(answered, wrong, starts=starts, alpha=alpha, delta=delta)
         if last is None:
-            hundredths = (each / 100 for each in range(1, 100))
-            nearest = next(
-                (a for a in hundredths if furthest(answered, wrong, starts=starts, alpha=a, delta=delta) is not None),
-                None,
-            )
+            nearest = _nearest(answered, wrong, starts, delta)
             found.append(
                 Infeasible(alpha=alpha, delta=delta, score=score, policy=policy, nearest=nearest, n=test.questions)
             )
@@ -301,6 +297,17 @@ def certify(
             )
         )
     return tuple(found)
+
+
+def _nearest(answered: Ints, wrong: Ints, starts: Sequence[Start], delta: float) -> float | None:
+    """The smallest α, in hundredths, with which some start passes its first threshold."""
+    at = [each.at for each in starts if each.at < len(answered)]
+    apart = [Start(at=place, share=each.share) for place, each in enumerate(starts[: len(at)])]
+    hundredths = (each / 100 for each in range(1, 100))
+    return next(
+        (a for a in hundredths if furthest(answered[at], wrong[at], starts=apart, alpha=a, delta=delta) is not None),
+        None,
+    )
 
 
 def design(questions: int, *, fused: bool) -> tuple[float, bool]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from hallucination_guard.calibration.certificate import FIT_SHARE, FIT_SHARE_SPREAD, Drafts, course, design
 from hallucination_guard.calibration.on_average import keep_on_average
@@ -38,7 +38,7 @@ class Binormal:
     @property
     def apart(self) -> float:
         """d, how far wrong answers score above right ones."""
-        return float(math.sqrt(2.0) * norm.ppf(self.auroc))
+        return float(math.sqrt(2.0) * ndtri(self.auroc))
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Scores and whether each answer is wrong."""
@@ -47,8 +47,8 @@ class Binormal:
 
     def at(self, threshold: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coverage and true error rate among the answered."""
-        bad = self.wrong * norm.cdf(np.asarray(threshold) - self.apart)
-        covered = bad + (1.0 - self.wrong) * norm.cdf(threshold)
+        bad = self.wrong * ndtr(np.asarray(threshold) - self.apart)
+        covered = bad + (1.0 - self.wrong) * ndtr(threshold)
         return covered, bad / np.maximum(covered, 1e-300)
 
     def best(self, alpha: float) -> float:

@@ -9,7 +9,7 @@ from hallucination_guard.calibration.fit import sampled
 from hallucination_guard.calibration.forecast import NO_CERTIFICATE, Advice, Likely, advice_of
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.needed import Needed
-from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.errors import ConfigurationError, MissingExtra
 from hallucination_guard.values import Policy
 
 __all__ = ["NO_CERTIFICATE", "Advice", "Likely", "Needed", "advise"]
@@ -49,5 +49,9 @@ def advise(
     for what, share in (*(("alpha", each) for each in chosen), ("delta", delta)):
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0.0 < share < 1.0:
             raise ConfigurationError(f"{what} is {share!r}", hint="give a share above 0 and below 1, for example 0.1")
+    try:
+        import scipy  # noqa: F401
+    except ImportError:
+        raise MissingExtra("advice needs scipy", hint="pip install 'hallucination-guard-semgrad[calibrate]'") from None
     sample = sampled(answers, score=score, policy=policy, gate=gate)
     return advice_of(sample, alphas=chosen, delta=delta, fused=sample.score == FUSED, seed=seed)

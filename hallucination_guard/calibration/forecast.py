@@ -28,11 +28,11 @@ __all__ = ["NO_CERTIFICATE", "Advice", "Likely", "advice_of", "with_needed"]
 NO_CERTIFICATE = "advice is a forecast that has looked at the labels, not a certificate: it promises nothing"
 FEASIBLE = 0.8
 """An α counts as feasible with n labels if so many of the calibration sets drawn give a certificate."""
-UP_TO = 25_600
+UP_TO = 12_800
 
 _FIRST = 50
-_DRAWS = 200  # of the coverage with the labels that there are
-_STEP_DRAWS = 40  # of each number of labels
+_DRAWS = 100  # of the coverage with the labels that there are
+_STEP_DRAWS = 30  # of each number of labels
 _REFITS = 41
 _MOST = 0.9
 

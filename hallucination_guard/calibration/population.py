@@ -117,32 +117,33 @@ class Resampled:
     """Sequences of attempts, as they are.
 
     Args:
-        questions: of each the attempts: (from which λ it is let through, up to which, whether it is wrong).
+        drafts: of all the questions, those of one question side by side.
+        lengths: how many of the drafts each question has.
     """
 
-    questions: Sequence[Sequence[tuple[float, float, bool]]]
+    drafts: Drafts
+    lengths: NDArray[np.int64]
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[tuple[float | None, bool]]]) -> Self:
         """Of (score, correct) pairs in the order of the attempts."""
-        parts = [Drafts.of([each]) for each in sequences]
-        return cls([list(zip(each.begins, each.ends, each.wrong, strict=True)) for each in parts])
+        import numpy as np
+
+        return cls(Drafts.of(sequences), np.array([len(Drafts.of([each]).begins) for each in sequences], np.int64))
 
     def draw(self, n: int, rng: np.random.Generator) -> Drafts:
         """``n`` questions, with replacement."""
-        return self._drafts([self.questions[at] for at in rng.integers(len(self.questions), size=n)])
+        return self._taken(rng.integers(len(self.lengths), size=n))
 
     def refitted(self, rng: np.random.Generator) -> Self:
         """A bootstrap sample."""
-        return type(self)([self.questions[at] for at in rng.integers(len(self.questions), size=len(self.questions))])
+        drawn = rng.integers(len(self.lengths), size=len(self.lengths))
+        return type(self)(self._taken(drawn), self.lengths[drawn])
 
     def possible(self, alpha: float) -> float:
         """Of these questions; a little too much, because it is chosen among all thresholds."""
-        import numpy as np
-
         answered, rates = self._rates()
-        fine = np.flatnonzero(rates <= alpha)
-        return float(answered[fine].max(initial=0)) / len(self.questions)
+        return float(answered[rates <= alpha].max(initial=0)) / len(self.lengths)
 
     def risk(self) -> float:
         """Of these questions."""
@@ -151,19 +152,20 @@ class Resampled:
     def _rates(self) -> tuple[NDArray[np.int64], Floats]:
         import numpy as np
 
-        drafts = self._drafts(self.questions)
-        answered, wrong = drafts.at(np.unique(drafts.begins))
+        answered, wrong = self.drafts.at(np.unique(self.drafts.begins))
         return answered, wrong / answered
 
-    def _drafts(self, questions: Sequence[Sequence[tuple[float, float, bool]]]) -> Drafts:
+    def _taken(self, questions: NDArray[np.int64]) -> Drafts:
         import numpy as np
 
-        rows = [attempt for each in questions for attempt in each]
-        begins, ends, wrong = zip(*rows, strict=True) if rows else ((), (), ())
+        lengths = self.lengths[questions]
+        before = np.cumsum(lengths) - lengths  # drafts of the questions taken earlier
+        first = (np.cumsum(self.lengths) - self.lengths)[questions]
+        rows = np.repeat(first - before, lengths) + np.arange(int(lengths.sum()))
         return Drafts(
-            begins=np.array(begins, float),
-            ends=np.array(ends, float),
-            wrong=np.array(wrong, bool),
+            begins=self.drafts.begins[rows],
+            ends=self.drafts.ends[rows],
+            wrong=self.drafts.wrong[rows],
             questions=len(questions),
         )
 

@@ -175,6 +175,8 @@ class Infeasible(_Part):
             return said
         if self.needed.expected is None and self.needed.fewest is None:
             return f"{said}; no number of labels up to {self.needed.up_to:,} is expected to make it feasible"
+        if self.needed.expected is not None and self.needed.expected <= self.n:
+            return f"{said}; {self.needed.in_words()} are expected to do, so this draw was unlucky: label new questions"
         return f"{said}; expected to become feasible: with {self.needed.in_words()}"
 
 

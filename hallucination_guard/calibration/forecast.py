@@ -92,6 +92,8 @@ class Advice(_Part):
 
     def in_words(self) -> str:
         """What to expect, what is possible, and what the next step takes."""
+        if self.possible.expected == 0.0:
+            return f"alpha {self.alpha:g}: no threshold of {self.score!r} is expected to keep it, however many labels"
         said = (
             f"alpha {self.alpha:g}: with {self.labels:,} labels expect {self.coverage.in_words()} to be answered, "
             f"and a certificate in {self.feasible:.0%} of the cases; no number of labels gets past "

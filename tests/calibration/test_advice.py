@@ -212,6 +212,21 @@ def test_an_infeasible_of_an_old_file_still_speaks():
     assert old.needed is None and old.in_words().endswith("the smallest that looks feasible is 0.2")
 
 
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        (900, "expected to become feasible: with about 900 labels (60 to more than 12,800)"),
+        (
+            70,
+            "about 70 labels (60 to more than 12,800) are expected to do, so this draw was unlucky: label new questions",
+        ),
+    ],
+)
+def test_an_unlucky_draw_is_not_told_to_label_less(expected, words):
+    needed = Needed(expected=expected, fewest=60, up_to=UP_TO)
+    assert infeasible(0.1).model_copy(update={"needed": needed}).in_words().endswith(f"0.3; {words}")
+
+
 def test_numbers_out_of_order_are_refused():
     with pytest.raises(ValidationError, match="cannot be"):
         Needed(expected=100, fewest=200, most=300, up_to=1000)

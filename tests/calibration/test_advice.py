@@ -218,7 +218,8 @@ def test_an_infeasible_of_an_old_file_still_speaks():
         (900, "expected to become feasible: with about 900 labels (60 to more than 12,800)"),
         (
             70,
-            "about 70 labels (60 to more than 12,800) are expected to do, so this draw was unlucky: label new questions",
+            "about 70 labels (60 to more than 12,800) are expected to do, so this draw was unlucky: label new "
+            "questions",
         ),
     ],
 )

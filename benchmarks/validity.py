@@ -5,8 +5,9 @@
 The labelled answers given are the whole population, so the error among the answered is known exactly. Calibration sets
 are drawn from it with replacement and certified; the share of draws whose certified threshold has a true error above
 α must not exceed δ (but for the noise of so many draws, given as three standard errors). The same with shuffled
-labels: nothing below the base rate of errors may be certified more often than δ. Last, synthetic scores whose best
-threshold is known: how much of the best possible coverage is certified.
+labels: nothing below the base rate of errors may be certified more often than δ. Sets of 632 questions and more begin
+at fixed starts where the score is a plain one; benchmarks/power.py compares those with others. Last, synthetic scores
+whose best threshold is known: how much of the best possible coverage is certified.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from rich.progress import Progress
 from scipy.stats import binom
 
 from hallucination_guard.calibration import FUSED, Labelled, read_labelled
-from hallucination_guard.calibration.certificate import FIT_SHARE, FIT_SHARE_FUSED, Drafts, path, walk
+from hallucination_guard.calibration.certificate import FIT_SHARE, Drafts, course, design
 from hallucination_guard.calibration.fusion import matrix, minimum
+from hallucination_guard.calibration.starts import furthest
 from hallucination_guard.errors import GuardError
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6)
@@ -92,12 +94,19 @@ def drafts(scores: np.ndarray, wrong: np.ndarray) -> Drafts:
 
 
 def certified(
-    scores: np.ndarray, wrong: np.ndarray, of: np.ndarray, to: np.ndarray, *, alphas: Sequence[float], delta: float
+    scores: np.ndarray,
+    wrong: np.ndarray,
+    of: np.ndarray,
+    to: np.ndarray,
+    *,
+    alphas: Sequence[float],
+    delta: float,
+    spread: bool = False,
 ) -> list[float | None]:
     """The thresholds that ``certificate.certify`` would certify; None where infeasible."""
-    grid, begin = path(drafts(scores[of], wrong[of]), questions=len(to), delta=delta)
+    grid, starts = course(drafts(scores[of], wrong[of]), questions=len(to), delta=delta, spread=spread)
     answered, errors = drafts(scores[to], wrong[to]).at(grid)
-    last = (walk(answered, errors, begin=begin, alpha=alpha, delta=delta) for alpha in alphas)
+    last = (furthest(answered, errors, starts=starts, alpha=alpha, delta=delta) for alpha in alphas)
     return [None if each is None else float(grid[each]) for each in last]
 
 
@@ -105,12 +114,13 @@ def draw(
     pool: Population, name: str, *, alphas: Sequence[float], delta: float, n: int, rng: np.random.Generator
 ) -> list[tuple[bool, float] | None]:
     """One calibration set: for each α whether the true error exceeds it, and the share answered; None: infeasible."""
-    share = FIT_SHARE_FUSED if name == FUSED else FIT_SHARE
+    share, spread = design(n, fused=name == FUSED)
     drawn = rng.integers(len(pool.wrong), size=n)
     of, to = drawn[: round(share * n)], drawn[round(share * n) :]
     scores = fused(pool.logs, pool.wrong, of) if name == FUSED else pool.scores[name]
     found: list[tuple[bool, float] | None] = []
-    for alpha, threshold in zip(alphas, certified(scores, pool.wrong, of, to, alphas=alphas, delta=delta), strict=True):
+    thresholds = certified(scores, pool.wrong, of, to, alphas=alphas, delta=delta, spread=spread)
+    for alpha, threshold in zip(alphas, thresholds, strict=True):
         if threshold is None:
             found.append(None)
             continue

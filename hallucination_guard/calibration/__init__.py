@@ -3,10 +3,12 @@
 :func:`calibrate` fits a :class:`Calibration`; it makes a ``Verdict`` of a score and refuses another model, scorer or
 policy than it was fitted on. A :class:`Certificate` bounds the risk of what a threshold lets through; a
 :class:`DriftMonitor` suspends it when the scores change, a :class:`RiskTest` when labels show that it is not kept.
+:func:`advise` forecasts certificates, and :class:`OnAverage` is a weaker promise that never stands in for one.
 """
 
 from __future__ import annotations
 
+from hallucination_guard.calibration.advice import Advice, Needed, advise
 from hallucination_guard.calibration.anytime import Bets, RiskTest
 from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import Certificate, Infeasible
@@ -14,10 +16,12 @@ from hallucination_guard.calibration.drift import DriftMonitor
 from hallucination_guard.calibration.fit import calibrate, fit_calibration
 from hallucination_guard.calibration.fusion import Fusion, fit_fusion
 from hallucination_guard.calibration.labelled import Beginning, Labelled, read_labelled, write_labelled
+from hallucination_guard.calibration.on_average import OnAverage
 from hallucination_guard.calibration.report import Bin, FitReport
 
 __all__ = [
     "FUSED",
+    "Advice",
     "Beginning",
     "Bets",
     "Bin",
@@ -29,7 +33,10 @@ __all__ = [
     "Gate",
     "Infeasible",
     "Labelled",
+    "Needed",
+    "OnAverage",
     "RiskTest",
+    "advise",
     "calibrate",
     "fit_calibration",
     "fit_fusion",

@@ -29,6 +29,7 @@ from hallucination_guard.calibration.certificate import Certificate, Infeasible,
 from hallucination_guard.calibration.fusion import Fusion
 from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
 from hallucination_guard.calibration.novelty import Novelty
+from hallucination_guard.calibration.on_average import OnAverage
 from hallucination_guard.calibration.report import FitReport
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
 from hallucination_guard.values import (
@@ -79,6 +80,8 @@ class Calibration(BaseModel):
         report: how good the confidences are on questions that they were not fitted on.
         certificates: for max_risk, smallest α first; their thresholds rise with α.
         infeasible: the α that were asked for and cannot be certified.
+        on_average: thresholds that keep an error rate on average over calibration sets, smallest α first. They are
+            no certificates, and no policy stands on them.
         reference: scores of first drafts, sorted and thinned, to notice drift by.
     """
 
@@ -109,6 +112,7 @@ class Calibration(BaseModel):
     report: FitReport | None = None
     certificates: tuple[Certificate, ...] = ()
     infeasible: tuple[Infeasible, ...] = ()
+    on_average: tuple[OnAverage, ...] = ()
     reference: tuple[float, ...] = ()
 
     @field_validator("conditions", mode="before")
@@ -141,6 +145,9 @@ class Calibration(BaseModel):
             raise ValueError(f"the certificates {strange!r} are of other data than the calibration")
         if unbound := [each.id for each in self.certificates if each.covers != self.covered]:
             raise ValueError(f"the certificates {unbound!r} are of another model, scorer or conditions")
+        if stray := [each.alpha for each in self.on_average if (each.data, each.covers) != (self.data, self.covered)]:
+            raise ValueError(f"what is kept on average at {stray!r} is of other data or another model or scorer")
+        named += [each.score for each in self.on_average]
         if odd := set(named) - {self.score}:
             raise ValueError(f"a certificate reads {sorted(odd)!r} and the calibration {self.score!r}")
         for first, later in zip(self.certificates, self.certificates[1:], strict=False):
@@ -325,6 +332,8 @@ class Calibration(BaseModel):
             )
         nearest = min((each.nearest for each in self.infeasible if each.nearest is not None), default=None)
         looks = "" if nearest is None else f"; the nearest that looks feasible is {nearest:g}"
+        if self.on_average:
+            looks += "; what it keeps on average is no certificate"
         raise CalibrationError(
             f"the policy asks for max_risk {risk:g}, and the calibration holds no certificate{looks}",
             hint="calibrate with --alpha, or with more labelled answers",

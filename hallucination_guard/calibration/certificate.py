@@ -1,8 +1,9 @@
 """Certificates: a threshold below which, of the answers let through, at most a share α is wrong.
 
 Learn-then-Test by fixed sequence (arXiv 2110.01052) with exact binomial p-values. The *fit* part of the labelled
-questions chooses a grid of thresholds λ and where on it to begin; the *test* part tries, from there on and towards more
-permissive λ, the hypothesis "of the answers with score ≤ λ more than α are wrong", and the last λ refuted is certified:
+questions chooses a grid of thresholds λ and where on it to begin, or starts.py fixes where; the *test* part tries, from
+there on and towards more permissive λ, the hypothesis "of the answers with score ≤ λ more than α are wrong", and the
+last λ refuted is certified:
 
     P( P(wrong | answered) > α ) ≤ δ    over the draw of the test part, for any score, monotone or not.
 
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hallucination_guard.calibration.needed import Needed
+from hallucination_guard.calibration.starts import SPREAD_FROM, Start, furthest, spread_over
 from hallucination_guard.errors import ConfigurationError, MissingExtra
 from hallucination_guard.values import JSON, Policy
 
@@ -35,11 +38,15 @@ if TYPE_CHECKING:
 __all__ = [
     "FIT_SHARE",
     "FIT_SHARE_FUSED",
+    "FIT_SHARE_SPREAD",
     "METHOD",
+    "METHOD_SPREAD",
     "Certificate",
     "Drafts",
     "Infeasible",
     "certify",
+    "course",
+    "design",
     "drafts_hash",
     "path",
     "policy_hash",
@@ -49,11 +56,15 @@ __all__ = [
 ]
 
 METHOD = "Learn-then-Test, fixed sequence, exact binomial"
+METHOD_SPREAD = "Learn-then-Test, fixed starts with fallback, exact binomial"
+"""Where the starts are fixed beforehand and hand their budget on; see :mod:`.starts`."""
 FIT_SHARE = 0.2
 """Of the questions go into the choice of the grid. Tried: .1, .15, .2, .3 on seven shapes of risk at n = 1,000; the
 certified coverage differs by at most three hundredths, and with a tenth the beginning is more often a bad one."""
 FIT_SHARE_FUSED = 0.4
 """… where a fused score is fitted on that part as well: ten weights want more answers than a beginning does."""
+FIT_SHARE_SPREAD = 0.05
+"""… where the starts are fixed: the grid needs scores and no labels."""
 
 _GRID = 512
 _PRIOR = 2.0  # answers at the overall error rate that are added to the estimate: three right ones are not "no risk"
@@ -143,6 +154,7 @@ class Infeasible(_Part):
             none. The error at that beginning is at most this with 1 − δ, but an α chosen after looking at it is not
             certified: decide on it, and certify it on data that has not been looked at.
         n: questions tested.
+        needed: labels with which it is expected to become feasible; None where nobody asked.
     """
 
     alpha: float = Field(gt=0, lt=1)
@@ -151,13 +163,21 @@ class Infeasible(_Part):
     policy: str | None = None
     nearest: float | None = None
     n: int = Field(ge=0)
+    needed: Needed | None = None
 
     def in_words(self) -> str:
         """One sentence."""
         hint = (
             "and no other either" if self.nearest is None else f"the smallest that looks feasible is {self.nearest:g}"
         )
-        return f"alpha {self.alpha:g} is INFEASIBLE on {self.n} answers with {self.score!r}; {hint}"
+        said = f"alpha {self.alpha:g} is INFEASIBLE on {self.n} answers with {self.score!r}; {hint}"
+        if self.needed is None:
+            return said
+        if self.needed.expected is None and self.needed.fewest is None:
+            return f"{said}; no number of labels up to {self.needed.up_to:,} is expected to make it feasible"
+        if self.needed.expected is not None and self.needed.expected <= self.n:
+            return f"{said}; {self.needed.in_words()} are expected to do, so this draw was unlucky: label new questions"
+        return f"{said}; expected to become feasible: with {self.needed.in_words()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -222,6 +242,7 @@ def certify(
     covers: str = "",
     data: str = "",
     date: str | None = None,
+    spread: bool = False,
 ) -> tuple[Certificate | Infeasible, ...]:
     """Certify thresholds for several α, smallest first.
 
@@ -235,6 +256,8 @@ def certify(
         covers: hash of what else the certificates are bound to.
         data: hash of what was certified on.
         date: ISO; today by default.
+        spread: whether to begin at fixed starts; only a test part of 600 questions and more does. To be decided
+            before the labels are looked at, as :func:`design` does.
 
     Raises:
         ConfigurationError: on an α or δ out of range.
@@ -244,15 +267,15 @@ def certify(
     for name, value in (*(("alpha", alpha) for alpha in chosen), ("delta", delta)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
             raise ConfigurationError(f"{name} is {value!r}", hint="give a share above 0 and below 1, for example 0.1")
-    binom = _stats().binom
-    grid, begin = path(fit, questions=test.questions, delta=delta)
+    _stats()
+    grid, starts = course(fit, questions=test.questions, delta=delta, spread=spread)
     answered, wrong = test.at(grid)
+    method = METHOD_SPREAD if spread and test.questions >= SPREAD_FROM else METHOD
     found: list[Certificate | Infeasible] = []
     for alpha in chosen:
-        last = walk(answered, wrong, begin=begin, alpha=alpha, delta=delta)
+        last = furthest(answered, wrong, starts=starts, alpha=alpha, delta=delta)
         if last is None:
-            hundredths = [each / 100 for each in range(1, 100)] if len(grid) and answered[begin] else []
-            nearest = next((a for a in hundredths if binom.cdf(wrong[begin], answered[begin], a) <= delta), None)
+            nearest = _nearest(answered, wrong, starts, delta)
             found.append(
                 Infeasible(alpha=alpha, delta=delta, score=score, policy=policy, nearest=nearest, n=test.questions)
             )
@@ -272,9 +295,49 @@ def certify(
                 fitted=fit.questions,
                 data=data,
                 date=date or datetime.now(UTC).date().isoformat(),
+                method=method,
             )
         )
     return tuple(found)
+
+
+def _nearest(answered: Ints, wrong: Ints, starts: Sequence[Start], delta: float) -> float | None:
+    """The smallest α, in hundredths, with which some start passes its first threshold."""
+    at = [each.at for each in starts if each.at < len(answered)]
+    apart = [Start(at=place, share=each.share) for place, each in enumerate(starts[: len(at)])]
+    hundredths = (each / 100 for each in range(1, 100))
+    return next(
+        (a for a in hundredths if furthest(answered[at], wrong[at], starts=apart, alpha=a, delta=delta) is not None),
+        None,
+    )
+
+
+def design(questions: int, *, fused: bool) -> tuple[float, bool]:
+    """How to use so many questions: the share of the fit part, and whether to begin at fixed starts.
+
+    A fused score needs a large fit part anyway, and its labels place one beginning better than several fixed ones are.
+    """
+    if fused:
+        return FIT_SHARE_FUSED, False
+    if questions - round(FIT_SHARE_SPREAD * questions) >= SPREAD_FROM:
+        return FIT_SHARE_SPREAD, True
+    return FIT_SHARE, False
+
+
+def course(fit: Drafts, *, questions: int, delta: float, spread: bool) -> tuple[Floats, tuple[Start, ...]]:
+    """The grid of thresholds and the starts on it.
+
+    Args:
+        fit: the fit part.
+        questions: of the test part.
+        delta: δ.
+        spread: whether to begin at fixed starts, if the test part is large enough.
+    """
+    if not spread or questions < SPREAD_FROM:
+        grid, begin = path(fit, questions=questions, delta=delta)
+        return grid, (Start(at=begin, share=1.0),)
+    grid = _grid(fit)
+    return grid, spread_over(fit.at(grid)[0], questions=fit.questions)
 
 
 def path(fit: Drafts, *, questions: int, delta: float) -> tuple[Floats, int]:
@@ -287,13 +350,9 @@ def path(fit: Drafts, *, questions: int, delta: float) -> tuple[Floats, int]:
     """
     import numpy as np
 
-    if not len(fit.begins):
-        return np.empty(0), 0
-    scores = np.sort(fit.begins)
-    top, width = scores[-1], scores[-1] - np.median(scores)
-    # Between the scores of the fit part as well as on them: the test part can tell finer steps than the fit part has.
-    inside = np.quantile(scores, np.linspace(0.0, 1.0, _GRID))
-    grid = np.unique(np.concatenate([inside, top + width * np.array(_BEYOND)]))
+    grid = _grid(fit)
+    if not len(grid):
+        return grid, 0
     answered, wrong = fit.at(grid)
     rate = (wrong + _PRIOR * fit.wrong.mean()) / (answered + _PRIOR)
     expected = _CAUTION * answered * questions / fit.questions
@@ -301,16 +360,21 @@ def path(fit: Drafts, *, questions: int, delta: float) -> tuple[Floats, int]:
     return grid, int(np.argmin(promised))
 
 
-def walk(answered: Ints, wrong: Ints, *, begin: int, alpha: float, delta: float) -> int | None:
-    """The last threshold that the walk passes; None if it does not pass the first."""
+def _grid(fit: Drafts) -> Floats:
     import numpy as np
 
-    if not len(answered):
-        return None
-    k, e = answered[begin:], wrong[begin:]
-    passed = (k > 0) & (_stats().binom.cdf(e, k, alpha) <= delta)
-    steps = len(passed) if passed.all() else int(np.argmin(passed))
-    return begin + steps - 1 if steps else None
+    if not len(fit.begins):
+        return np.empty(0)
+    scores = np.sort(fit.begins)
+    top, width = scores[-1], scores[-1] - np.median(scores)
+    # Between the scores of the fit part as well as on them: the test part can tell finer steps than the fit part has.
+    inside = np.quantile(scores, np.linspace(0.0, 1.0, _GRID))
+    return np.asarray(np.unique(np.concatenate([inside, top + width * np.array(_BEYOND)])))
+
+
+def walk(answered: Ints, wrong: Ints, *, begin: int, alpha: float, delta: float) -> int | None:
+    """The last threshold that the walk from one beginning passes; None if it does not pass the first."""
+    return furthest(answered, wrong, starts=(Start(at=begin, share=1.0),), alpha=alpha, delta=delta)
 
 
 def upper_bound(errors: int, answered: int, *, delta: float) -> float:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
 from hallucination_guard.calibration.certificate import (
-    FIT_SHARE,
-    FIT_SHARE_FUSED,
     Certificate,
     Drafts,
     Infeasible,
     certify,
+    design,
     drafts_hash,
     policy_hash,
     split,
 )
 from hallucination_guard.calibration.folds import fold_of
+from hallucination_guard.calibration.forecast import with_needed
 from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion
 from hallucination_guard.calibration.gate import refuse_whole_only, value_of, watched_value, written
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map
 from hallucination_guard.calibration.novelty import Novelty, fit_novelty
+from hallucination_guard.calibration.on_average import keep_on_average
+from hallucination_guard.calibration.population import Population, Ranked, Resampled, Sample
+from hallucination_guard.calibration.ranking import auroc
 from hallucination_guard.calibration.report import FitReport, report_of
 from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch
@@ -39,7 +42,7 @@ from hallucination_guard.values import (
     ScorerIdentity,
 )
 
-__all__ = ["calibrate", "fit_calibration"]
+__all__ = ["calibrate", "fit_calibration", "sampled"]
 
 _LEAST = 20
 _FOLDS = 5
@@ -97,6 +100,7 @@ def calibrate(
     score: str | None = None,
     map: Kind = "platt",
     alphas: Iterable[float] = (),
+    on_average: Iterable[float] = (),
     delta: float = 0.1,
     policy: Policy | None = None,
     gate: Gate = "answer",
@@ -118,11 +122,13 @@ def calibrate(
         score: which to read, or ``fused``; the scorer's own by default.
         map: ``platt`` or ``isotonic``.
         alphas: error rates to certify; none, no certificates.
+        on_average: error rates to keep on average over calibration sets, which is no certificate; single drafts only.
         delta: the probability with which a certificate may fail.
         policy: that drew these attempts; None for single drafts, or where the rows name it.
         gate: ``answer``, or ``stream``: what is read of an answer is then the greatest value over all its beginnings,
             by which a stream is let through; of single drafts only.
-        share: of the questions in the fit part; by default .2, for the fused score .4.
+        share: of the questions in the fit part; by default .2, for the fused score .4, and .05 where there are
+            questions enough for fixed starts, which a share given here rules out.
         seed: of the split.
         date: ISO; today by default.
 
@@ -134,21 +140,25 @@ def calibrate(
     covered = _one_origin(answers, policy)
     if gate == "stream":
         refuse_whole_only(answers, covered)
-    alphas = tuple(alphas)
+    alphas, means = tuple(alphas), tuple(on_average)
+    if means:
+        _refuse_several(answers, covered)
     if alphas and (unnamed := getattr(policy, "unnamed", "")):
         raise CalibrationError(f"{unnamed}, so nothing can be certified of it", hint="give the rule a corpus")
     name = score or answers[0].scorer.name
     date = date or datetime.now(UTC).date().isoformat()
     sequences = _sequences(answers)
+    spread = False
     if share is None:
-        share = FIT_SHARE_FUSED if name == FUSED else FIT_SHARE
+        share, spread = design(len(sequences), fused=name == FUSED)
     if not 0.0 < share < 1.0:
         raise CalibrationError(f"share is {share!r}", hint="give a share above 0 and below 1")
     fit_ids, test_ids = split(sequences, share=share, seed=seed)
     scored = [each for each in answers if each.status == "scored"]
     _refuse_too_few([each.correct for each in scored])
-    fusion, mapped, values = _values(scored, name, fit_ids if alphas else frozenset(), gate)
-    novelty = _novelty(scored, fusion, fit_ids if alphas else frozenset())
+    kept_apart = fit_ids if alphas or means else frozenset()
+    fusion, mapped, values = _values(scored, name, kept_apart, gate)
+    novelty = _novelty(scored, fusion, kept_apart)
     labels = [each.correct for each in mapped]
     _refuse_too_few(labels)
     parameters = fit_map(values, labels, kind=map, name=name)
@@ -175,6 +185,18 @@ def calibrate(
         report=_report(values, labels, ids, kind=map, name=name),
         reference=_thinned(first),
     )
+    if means:
+        kept = keep_on_average(
+            values,
+            labels,
+            alphas=means,
+            questions=len(test_ids if fusion else sequences),
+            score=name,
+            covers=calibration.covered,
+            data=data,
+            date=date,
+        )
+        calibration = _with(calibration, on_average=kept)
     if not alphas:
         return calibration
     _refuse_cut_short(sequences, several=covered is not None)
@@ -188,15 +210,74 @@ def calibrate(
         covers=calibration.covered,
         data=data,
         date=date,
+        spread=spread,
     )
-    return _with(calibration, found)
-
-
-def _with(calibration: Calibration, found: Iterable[Certificate | Infeasible]) -> Calibration:
-    plain = {name: getattr(calibration, name) for name in Calibration.model_fields}
+    infeasible = [each for each in found if isinstance(each, Infeasible)]
+    if infeasible:
+        sample = _sample(sequences, mapped, values, name, fusion, gate)
+        infeasible = [with_needed(each, sample.population, fused=name == FUSED, seed=seed) for each in infeasible]
     certificates = tuple(each for each in found if isinstance(each, Certificate))
-    infeasible = tuple(each for each in found if isinstance(each, Infeasible))
-    return Calibration(**{**plain, "certificates": certificates, "infeasible": infeasible})
+    return _with(calibration, certificates=certificates, infeasible=tuple(infeasible))
+
+
+def sampled(
+    answers: Sequence[Labelled], *, score: str | None = None, policy: Policy | None = None, gate: Gate = "answer"
+) -> Sample:
+    """Read labelled answers as :func:`calibrate` does, but certify nothing and fit no map.
+
+    Raises:
+        CalibrationError: if the answers cannot be used together or are too few.
+    """
+    covered = _one_origin(answers, policy)
+    if gate == "stream":
+        refuse_whole_only(answers, covered)
+    name = score or answers[0].scorer.name
+    sequences = _sequences(answers)
+    _refuse_cut_short(sequences, several=covered is not None)
+    scored = [each for each in answers if each.status == "scored"]
+    _refuse_too_few([each.correct for each in scored])
+    fusion, mapped, values = _values(scored, name, frozenset(), gate)
+    return _sample(sequences, mapped, values, name, fusion, gate)
+
+
+def _sample(
+    sequences: Mapping[str, Sequence[Labelled]],
+    mapped: Sequence[Labelled],
+    values: Sequence[float],
+    name: str,
+    fusion: Fusion | None,
+    gate: Gate,
+) -> Sample:
+    """Single drafts by their scores, further attempts by their sequences."""
+    wrong = [not each.correct for each in mapped]
+    population: Population
+    if max(map(len, sequences.values())) == 1:
+        scored = sum(rows[0].status == "scored" for rows in sequences.values())
+        population = Ranked.of(values, wrong, scored=scored / len(sequences))
+    else:
+        read = _reader(name, fusion, None, gate)
+        population = Resampled.of([[read(each) for each in rows] for rows in sequences.values()])
+    return Sample(
+        population=population,
+        score=name,
+        labels=len(sequences),
+        wrong=sum(wrong) / len(wrong),
+        auroc=auroc(values, wrong),
+    )
+
+
+def _with(calibration: Calibration, **changes: Any) -> Calibration:
+    plain = {name: getattr(calibration, name) for name in Calibration.model_fields}
+    return Calibration(**{**plain, **changes})
+
+
+def _refuse_several(answers: Sequence[Labelled], covered: str | None) -> None:
+    """The proof wants an answer right or wrong at every threshold; of several attempts now one, now another counts."""
+    if covered is not None or any(each.attempt > 1 for each in answers):
+        raise CalibrationError(
+            "an error rate on average is kept for single drafts, and these are of a policy that makes further attempts",
+            hint="leave out --on-average, or label the answers of a policy that only abstains",
+        )
 
 
 def _one_origin(answers: Sequence[Labelled], policy: Policy | None) -> str | None:
@@ -263,13 +344,19 @@ def _drafts(
     gate: Gate,
 ) -> Drafts:
     """The attempts of one part of the questions: of each its score, if it has one, and its label."""
+    read = _reader(name, fusion, novelty, gate)
+    return Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
 
+
+def _reader(
+    name: str, fusion: Fusion | None, novelty: Novelty | None, gate: Gate
+) -> Callable[[Labelled], tuple[float | None, bool]]:
     def read(each: Labelled) -> tuple[float | None, bool]:
         if each.status != "scored" or (novelty is not None and novelty.distance(each.states) > novelty.limit):
             return None, each.correct
         return value_of(each, name, fusion, gate), each.correct
 
-    return Drafts.of([read(each) for each in rows] for id, rows in sequences.items() if id in part)
+    return read
 
 
 def _refuse_cut_short(sequences: Mapping[str, Sequence[Labelled]], *, several: bool) -> None:

@@ -14,7 +14,7 @@ from hallucination_guard.errors import InputError
 from hallucination_guard.values import from_json
 
 if TYPE_CHECKING:
-    from hallucination_guard.calibration import Calibration, Certificate, Infeasible, Labelled
+    from hallucination_guard.calibration import Advice, Calibration, Certificate, Infeasible, Labelled
     from hallucination_guard.values import Policy
 
 __all__ = ["calibrate", "register"]
@@ -37,13 +37,29 @@ def calibrate(
             help="Labelled answers, as evaluate writes them, or an audit log whose records were labelled.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="FILE.json", help="Where to write.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE.json", help="Where to write; only --advise does without.")
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option("--score", help="Which score to read, or 'fused' for all at once (default: the scorer's own)."),
     ] = None,
     map: Annotated[Kind, typer.Option("--map", help="From the score to a confidence.")] = "platt",
     alpha: Annotated[list[float] | None, typer.Option("--alpha", metavar="A…", help="Error rates to certify.")] = None,
+    on_average: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--on-average",
+            metavar="A…",
+            help="Error rates to keep on average over calibration sets: no certificate, and no max_risk takes it.",
+        ),
+    ] = None,
+    advise: Annotated[
+        bool,
+        typer.Option(
+            "--advise", help="Say what coverage each --alpha can expect, and how many labels the next step takes."
+        ),
+    ] = False,
     delta: Annotated[float, typer.Option("--delta", help="Each may fail this often.")] = 0.1,
     gate: Annotated[
         Gate,
@@ -72,19 +88,46 @@ def calibrate(
     Fits P(correct) from one score, and certifies for each --alpha a threshold: of the answers that it lets through at
     most that share is wrong, said with probability 1 − delta over the questions drawn.
     """
+    from hallucination_guard.calibration import advise as forecast
     from hallucination_guard.calibration import calibrate as fitted_on
 
+    if output is None and not advise:
+        raise InputError("where is the calibration to be written?", hint="give --output, or --advise to write nothing")
+    if output is None and on_average:
+        raise InputError("--on-average writes a threshold, and there is no --output", hint="give --output")
     drawn_by = _policy(policy, documents)
     answers = [each for path in data for each in _answers(path, judge)]
+    advice: Sequence[Advice] = ()
+    if advise:
+        advice = forecast(answers, alphas=alpha or (), score=score, delta=delta, policy=drawn_by, gate=gate, seed=seed)
+    if output is None:
+        if as_json:
+            show_json(_advice_as_json(advice))
+        else:
+            _print_advice(advice)
+        return 0
     calibration = fitted_on(
-        answers, score=score, map=map, alphas=alpha or (), delta=delta, policy=drawn_by, gate=gate, seed=seed
+        answers,
+        score=score,
+        map=map,
+        alphas=alpha or (),
+        on_average=on_average or (),
+        delta=delta,
+        policy=drawn_by,
+        gate=gate,
+        seed=seed,
     )
     calibration.save(output)
     unscored = sum(each.status != "scored" for each in answers)
     if as_json:
-        show_json(_as_json(calibration, len(answers), unscored, output))
+        show_json(
+            {**_as_json(calibration, len(answers), unscored, output), **(_advice_as_json(advice) if advise else {})}
+        )
     else:
         _print(calibration, len(answers), unscored, delta)
+        if advise:
+            show()
+            _print_advice(advice)
         say(f"written to {output}")
     return 0
 
@@ -140,7 +183,14 @@ def _as_json(calibration: Calibration, answers: int, unscored: int, output: Path
         "reliability": [] if report is None else [each.model_dump() for each in report.bins],
         "certificates": [{**each.model_dump(), "coverage": each.coverage} for each in calibration.certificates],
         "infeasible": [each.model_dump() for each in calibration.infeasible],
+        "on_average": [{**each.model_dump(), "coverage": each.coverage} for each in calibration.on_average],
     }
+
+
+def _advice_as_json(advice: Sequence[Advice]) -> dict[str, Any]:
+    from hallucination_guard.calibration.advice import NO_CERTIFICATE
+
+    return {"advice": [each.model_dump() for each in advice], "advice_is": NO_CERTIFICATE}
 
 
 def _print(calibration: Calibration, answers: int, unscored: int, delta: float) -> None:
@@ -157,6 +207,15 @@ def _print(calibration: Calibration, answers: int, unscored: int, delta: float) 
         show("too few answers to say how good the confidence is on others")
     else:
         show(f"on answers left out: Brier {calibration.report.brier:.3f}, ECE {calibration.report.ece:.3f}")
+    _print_certificates(calibration, delta)
+    if calibration.on_average:
+        show()
+        show("on average over calibration sets, with no promise for this one: no certificate, and no max_risk takes it")
+    for each in calibration.on_average:
+        show(each.in_words())
+
+
+def _print_certificates(calibration: Calibration, delta: float) -> None:
     rows: list[Certificate | Infeasible] = [*calibration.certificates, *calibration.infeasible]
     if not rows:
         return
@@ -171,3 +230,16 @@ def _print(calibration: Calibration, answers: int, unscored: int, delta: float) 
         )
     for refused in calibration.infeasible:
         show(refused.in_words())
+
+
+def _print_advice(advice: Sequence[Advice]) -> None:
+    from hallucination_guard.calibration.advice import NO_CERTIFICATE
+
+    first = advice[0]
+    show(
+        f"{first.labels} labelled questions; {first.score}: AUROC {first.auroc:.3f}, {first.wrong:.1%} of the answers "
+        "wrong. Between brackets: four times in five."
+    )
+    for each in advice:
+        show(each.in_words())
+    show(NO_CERTIFICATE)

@@ -68,7 +68,7 @@ def test_its_exit_status_says_whether_the_word_was_kept(tmp_path, broken, monkey
     monkeypatch.setattr(sys, "argv", ["validity", str(tmp_path / "a.jsonl"), "--draws", "40", "--scores", "hybridgrad"])
     monkeypatch.setattr(validity, "SHAPES", {})
     if broken:  # thresholds chosen without any test
-        monkeypatch.setattr(validity, "certified", lambda scores, *rest, alphas, delta: [1e9] * len(alphas))
+        monkeypatch.setattr(validity, "certified", lambda scores, *rest, alphas, **others: [1e9] * len(alphas))
     assert validity.main() == int(broken)
     assert ("TOO OFTEN" in capsys.readouterr().out) is broken
 

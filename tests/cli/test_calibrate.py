@@ -152,3 +152,45 @@ def test_for_streams_it_needs_the_beginnings(data: Path, tmp_path: Path, capsys:
     found = Calibration.load(tmp_path / "c.json")
     assert found.gate == "stream"
     assert found.certificates
+
+
+def test_advice_writes_nothing_and_says_that_it_is_no_certificate(data, tmp_path, capsys):
+    assert run("--data", data, "--alpha", 0.05, 0.2, "--advise") == 0
+    shown = capsys.readouterr().out
+    assert "AUROC" in shown and "alpha 0.05: with 600 labels expect" in shown and "half of what is possible" in shown
+    assert shown.rstrip().endswith("not a certificate: it promises nothing")
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_advice_beside_a_calibration(data, tmp_path, capsys):
+    run("--data", data, "--output", tmp_path / "c.json", "--alpha", 0.2, "--advise", "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["certificates"] and Calibration.load(tmp_path / "c.json").certificates
+    assert shown["advice"][0]["alpha"] == 0.2 and shown["advice"][0]["labels"] == 600
+    assert shown["advice"][0]["to_most"].keys() == {"expected", "fewest", "most", "up_to"}
+    assert "not a certificate" in shown["advice_is"]
+
+
+def test_what_is_infeasible_is_told_how_many_labels_it_takes(data, tmp_path, capsys):
+    run("--data", data, "--output", tmp_path / "c.json", "--alpha", 0.02, "--json")
+    [found] = json.loads(capsys.readouterr().out)["infeasible"]
+    assert found["needed"]["up_to"] == 12_800
+
+
+def test_on_average_is_printed_apart_from_certificates(data, tmp_path, capsys):
+    run("--data", data, "--output", tmp_path / "c.json", "--on-average", 0.1, 0.2)
+    shown = capsys.readouterr().out
+    assert "certificates, each" not in shown and "no certificate, and no max_risk takes it" in shown
+    assert "alpha 0.1 on average: 'hybridgrad' up to" in shown
+    assert [each.alpha for each in Calibration.load(tmp_path / "c.json").on_average] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("options", [("--alpha", "0.1"), ("--advise", "--alpha", "0.1", "--on-average", "0.1")])
+def test_what_would_be_lost_is_refused_without_an_output(data, options):
+    with pytest.raises(InputError, match="--output"):
+        run("--data", data, *options)
+
+
+def test_advice_on_no_alpha_is_refused(data):
+    with pytest.raises(ConfigurationError, match="which error rate"):
+        run("--data", data, "--advise")

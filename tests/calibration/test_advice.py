@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from hallucination_guard.calibration import Infeasible, Labelled, Needed, advise, calibrate
 from hallucination_guard.calibration.certificate import Drafts, certify, split
 from hallucination_guard.calibration.forecast import FEASIBLE, UP_TO, Likely, with_needed
-from hallucination_guard.calibration.population import Ranked, Resampled, auroc
+from hallucination_guard.calibration.population import Ranked, Resampled
+from hallucination_guard.calibration.ranking import auroc
 from hallucination_guard.errors import CalibrationError, ConfigurationError
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
 from hallucination_guard.values import Conditions

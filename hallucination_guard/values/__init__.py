@@ -35,7 +35,17 @@ from hallucination_guard.values.prompt import (
     is_batch,
     question_of,
 )
-from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
+from hallucination_guard.values.protocols import (
+    FollowingModel,
+    Heard,
+    Live,
+    Model,
+    Piece,
+    Policy,
+    Scorer,
+    StreamingModel,
+    StreamingScorer,
+)
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.stream import Event, Provisional, Released
@@ -55,10 +65,12 @@ __all__ = [
     "Escalate",
     "Event",
     "FinishReason",
+    "FollowingModel",
     "FrozenDict",
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
+    "Heard",
     "Invoked",
     "Kept",
     "Live",
@@ -70,6 +82,7 @@ __all__ = [
     "Offered",
     "Outcome",
     "Passage",
+    "Piece",
     "Policy",
     "Prefix",
     "Prompt",

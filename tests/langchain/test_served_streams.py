@@ -196,10 +196,11 @@ class TestSentences:
     async def test_calls_leave_with_the_whole_answer(self, way: str) -> None:
         agent, served, _ = agent_of(CALLED, "Done so. It is one.", tools=[add])
         seen = [each for each in await shown(agent, way) if isinstance(each, AIMessage)]
-        assert texts(seen) == ["Let me see. ", "So.", "Done so. ", "It is one."]
-        assert [bool(each.tool_call_chunks) for each in seen[:3]] == [False, False, True]
+        assert texts(seen) == ["Let me see. ", "So.\n", "Done so. ", "It is one."]
+        first = [each for each in seen if each.id == seen[0].id]
+        assert [bool(each.tool_call_chunks) for each in first] == [False, False, False, True]
         messages = agent.get_state(config()).values["messages"]
-        assert [each.text for each in messages[1:]] == ["Let me see. So.", "it is 1", "Done so. It is one."]
+        assert [each.text for each in messages[1:]] == ["Let me see. So.\n", "it is 1", "Done so. It is one."]
         assert messages[1].tool_calls[0]["id"] == "c1" == messages[2].tool_call_id
         assert len(served.asked) == 2
 

@@ -270,7 +270,7 @@ class TestInterruptions:
             for event in guard.follow(ASKED, words()):
                 seen.append(event)
         assert texts(seen) == ([FIRST] if ends else [FIRST, SECOND, THIRD])
-        assert guard.audit.records[-1].rule == ("interrupted" if ends else "accepted")  # type: ignore[union-attr]
+        assert guard.audit.records[-1].decision == ("abstain" if ends else "accept")  # type: ignore[union-attr]
 
 
 class TestUnscorable:
@@ -381,7 +381,7 @@ class TestAsync:
 class TestWhiteBox:
     """With a real tokenizer and a real gradient."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def white(self) -> WhiteBoxModel:
         return WhiteBoxModel(tiny_model(), tiny_tokenizer())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model.calling import begun_at_end, prose_of, taught, write_calls, written_calls
+from hallucination_guard.model.heard import HeardAnswer, Reading
 from hallucination_guard.values import (
     Anchor,
     FinishReason,
@@ -20,11 +21,13 @@ from hallucination_guard.values import (
     Model,
     ModelIdentity,
     Offered,
+    Piece,
     Prompt,
     Score,
     ScorerIdentity,
     ToolCall,
     as_messages,
+    checked_text,
     is_batch,
     question_of,
 )
@@ -256,6 +259,37 @@ class ScriptedModel:
         text = answer if isinstance(answer, str) else bytes(answer).decode("utf-8", "replace")
         settings = GenerationSettings.of({"question": question, **offered})
         return self._generation(self.prompt(messages, **offered), text, "read", settings)
+
+    def follow(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece],
+        *,
+        gone: Callable[[], bool] = lambda: False,
+        unscorable: str = "",
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> HeardAnswer:
+        """Begin to read an answer that something else is writing."""
+        prompt = self.prompt(messages, **offered)
+        settings = GenerationSettings.of({"question": question, **offered})
+
+        def check(ids: Sequence[int]) -> None:
+            if not all(0 <= each < 256 for each in ids):
+                raise InputError(f"the answer has the token ids {ids!r}", hint="a token is a byte")
+
+        reading = Reading(
+            ids=lambda text: _bytes(checked_text(text, "the answer")),
+            text=lambda ids: bytes(ids).decode("utf-8", "replace"),
+            check=check,
+            read=lambda ids: self.read(messages, ids, question=question, **offered),
+            unread=lambda text, ending: Generation.unread(
+                prompt, text, settings=settings, model=self.identity, finish_reason=ending
+            ),
+            prose=lambda text: prose_of("hermes", text) if prompt.tools else len(text),
+            most=None if self.context is None else self.context - len(prompt.token_ids),
+        )
+        return HeardAnswer(pieces, reading, gone=gone, unscorable=unscorable)
 
     def write(self, content: str, calls: Sequence[ToolCall]) -> str:
         """An answer with tool calls as text."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Unpack
@@ -17,7 +17,7 @@ from typing import Unpack
 from hallucination_guard.audit.record import Sink
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
-from hallucination_guard.guard.in_a_thread import in_a_thread
+from hallucination_guard.guard.in_a_thread import from_the_loop, in_a_thread
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
@@ -26,12 +26,15 @@ from hallucination_guard.guard.stream import Streaming
 from hallucination_guard.values import (
     Call,
     Event,
+    FollowingModel,
     Generation,
     GenerationOptions,
     GenerationSettings,
+    Heard,
     Messages,
     Model,
     Outcome,
+    Piece,
     Policy,
     Scorer,
     StreamingModel,
@@ -271,6 +274,86 @@ class Guard:
         events = self._events(messages, call, thread_id, generation, provisional=provisional, gone=left.is_set)
         return in_a_thread(events, left)
 
+    def follow(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece],
+        *,
+        unscorable: str = "",
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Iterator[Event]:
+        """Decide on an answer that something else is writing, sentence by sentence, as :meth:`stream` does.
+
+        Further drafts, if the policy wants any, are the model's own and begin with what was released. The end of the
+        answer is the end of the pieces: an answer that broke off has to raise. An error of theirs is an interruption,
+        recorded and raised.
+
+        Args:
+            messages: what it is an answer to.
+            pieces: of the answer, as they come: texts, or token ids in this model's vocabulary; one kind an answer.
+                If they can be closed (a generator), they are when nothing more is wanted of them.
+            unscorable: as for :meth:`review`; then it is decided on as a whole.
+            call: as for :meth:`__call__`.
+            thread_id: as for :meth:`__call__`.
+            **generation: settings of further drafts; ``tools`` and ``response_schema`` as the answer was asked for.
+
+        Returns:
+            As :meth:`stream`.
+
+        Raises:
+            ConfigurationError: if the model cannot follow, or as for :meth:`stream`.
+            InputError: if the prompt cannot be used; from the iterator, if a piece is none.
+            ModelError: from the iterator, if the tokens of the text do not go on as they began.
+            AuditError: from the iterator, if the log cannot be written; then nothing more is let through.
+        """
+        return self._following(messages, pieces, unscorable, call, thread_id, generation, gone=lambda: False)
+
+    def afollow(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece] | AsyncIterable[Piece],
+        *,
+        unscorable: str = "",
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> AsyncGenerator[Event, None]:
+        """:meth:`follow`, in a thread of its own. What is awaited of the pieces is awaited in the running loop."""
+        left = threading.Event()
+        come = from_the_loop(pieces, left) if isinstance(pieces, AsyncIterable) else pieces
+        events = self._following(messages, come, unscorable, call, thread_id, generation, gone=left.is_set)
+        return in_a_thread(events, left)
+
+    def _following(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece],
+        unscorable: str,
+        call: Call | None,
+        thread_id: str | None,
+        generation: Mapping[str, object],
+        *,
+        gone: Callable[[], bool],
+    ) -> Iterator[Event]:
+        if not isinstance(self.model, FollowingModel):
+            raise ConfigurationError(
+                f"{type(self.model).__name__!r} cannot read an answer while it is written", hint="review it as a whole"
+            )
+        settings = GenerationSettings.of(generation).over(self.generation)
+        streaming = self._streaming(gone)
+        [progress] = self._progress([messages], _facts(call, thread_id), settings)
+        heard = self.model.follow(
+            progress.messages,
+            pieces,
+            gone=gone,
+            unscorable=unscorable,
+            question=settings.question,
+            **settings.offered,
+        )
+        return self._streamed(streaming, progress, heard)
+
     def _events(
         self,
         messages: Messages,
@@ -306,10 +389,10 @@ class Guard:
             )
         return Streaming(loop=loop, model=self.model, gone=gone, provisional=provisional)
 
-    def _streamed(self, streaming: Streaming, progress: Progress) -> Iterator[Event]:
+    def _streamed(self, streaming: Streaming, progress: Progress, heard: Heard | None = None) -> Iterator[Event]:
         failure: BaseException | None = None
         try:
-            yield from streaming(progress)
+            yield from streaming(progress, heard)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -317,7 +400,7 @@ class Guard:
                 raise
             failure = error
         if failure is not None:
-            del streaming, progress  # this frame is in the traceback as well
+            del streaming, progress, heard  # this frame is in the traceback as well
             raise without_frames(failure)
 
     def _drained(self, all_progress: Sequence[Progress]) -> None:
@@ -396,15 +479,11 @@ class Guard:
         except InputError as error:
             if not isinstance(answer, str):
                 raise
-            unread = Generation(
-                messages=progress.messages,
-                prompt_token_ids=self.model.prompt(progress.messages, **settings.offered).token_ids,
-                response_token_ids=(),
-                text=answer,
-                finish_reason="read",
+            unread = Generation.unread(
+                self.model.prompt(progress.messages, **settings.offered),
+                answer,
                 settings=GenerationSettings.of({"question": settings.question, **settings.offered}),
                 model=self.model.identity,
-                anchor=None,
             )
             return unread, error.message
         return read, ""

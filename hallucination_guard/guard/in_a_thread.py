@@ -1,24 +1,29 @@
-"""A stream of events, read by a thread of its own for a reader in an event loop."""
+"""Between an event loop and a thread: events of a thread for the loop, and what the loop awaits for a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from hallucination_guard.values import Event
+from hallucination_guard.guard.stream import ReaderGone
 
-__all__ = ["in_a_thread"]
+__all__ = ["from_the_loop", "in_a_thread"]
+
+_Item = TypeVar("_Item")
+_LOOK = 0.05  # seconds after which a thread that waits for the loop looks whether its reader is gone
 
 
-async def in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncGenerator[Event, None]:
+async def in_a_thread(events: Iterator[_Item], left: threading.Event) -> AsyncGenerator[_Item, None]:
     """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Event | _Over] = asyncio.Queue()
+    queue: asyncio.Queue[_Item | _Over] = asyncio.Queue()
 
-    def tell(event: Event | _Over) -> None:
+    def tell(event: _Item | _Over) -> None:
         try:
             loop.call_soon_threadsafe(queue.put_nowait, event)
         except RuntimeError:  # the loop is closed: nobody reads
@@ -54,3 +59,46 @@ async def in_a_thread(events: Iterator[Event], left: threading.Event) -> AsyncGe
 @dataclass(frozen=True, slots=True)
 class _Over:
     error: BaseException | None
+
+
+def from_the_loop(items: AsyncIterable[_Item], left: threading.Event) -> Iterator[_Item]:
+    """What the running loop awaits, for a thread. Once the reader has ``left`` it raises: it has not ended.
+
+    Args:
+        items: awaited one after the other, and closed at the end if they can be.
+        left: whether the reader is gone.
+    """
+    loop, source = asyncio.get_running_loop(), aiter(items)
+
+    async def following() -> tuple[_Item, ...]:
+        async for each in source:
+            return (each,)
+        return ()
+
+    async def close() -> None:
+        if (closing := getattr(source, "aclose", None)) is not None:
+            await closing()
+
+    return _awaited(loop, following, close, left)
+
+
+def _awaited(
+    loop: asyncio.AbstractEventLoop,
+    following: Callable[[], Coroutine[Any, Any, tuple[_Item, ...]]],
+    close: Callable[[], Coroutine[Any, Any, None]],
+    left: threading.Event,
+) -> Iterator[_Item]:
+    try:
+        while True:
+            coming = asyncio.run_coroutine_threadsafe(following(), loop)
+            while not coming.done() and not left.is_set():
+                wait([coming], timeout=_LOOK)
+            if not coming.done():
+                coming.cancel()
+                raise ReaderGone("the reader left the stream")
+            if not (item := coming.result()):
+                return
+            yield item[0]
+    finally:
+        if not loop.is_closed():
+            asyncio.run_coroutine_threadsafe(close(), loop)

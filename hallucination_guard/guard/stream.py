@@ -20,6 +20,7 @@ from hallucination_guard.values import (
     Decision,
     Event,
     Generation,
+    Heard,
     Live,
     Model,
     Provisional,
@@ -55,31 +56,42 @@ class Streaming:
     gone: Callable[[], bool]
     provisional: bool = False
 
-    def __call__(self, progress: Progress) -> Iterator[Event]:
+    def __call__(self, progress: Progress, heard: Heard | None = None) -> Iterator[Event]:
         """Bring a prompt to its outcome, which is the last event.
+
+        Args:
+            progress: of the prompt.
+            heard: its first draft, where something else is writing it.
 
         Raises:
             ReaderGone: if the reader is; the draft is recorded as interrupted.
         """
         progress.streamed = True
+        if heard is not None:
+            yield from self._attempt(progress, heard, lambda: heard.unscorable)
         while progress.outcome is None:
-            live = self.model.stream(
+            drawn = self.model.stream(
                 progress.messages,
                 begin=progress.released_ids,
                 gone=self.gone,
                 question=progress.settings.question,
                 **progress.drawing,
             )
+            yield from self._attempt(progress, drawn, lambda: "")
+
+    def _attempt(self, progress: Progress, live: Live, unscorable: Callable[[], str]) -> Iterator[Event]:
+        try:
+            yield from self._draft(progress, live, unscorable)
+        except BaseException as error:
             try:
-                yield from self._draft(progress, live)
-            except BaseException as error:
                 live.leave()
+            finally:
                 self._cut_off(progress, live)
                 self.loop.recorder.interrupted([progress], error)
-                raise
-            live.leave()
+            raise
+        live.leave()
 
-    def _draft(self, progress: Progress, live: Live) -> Iterator[Event]:
+    def _draft(self, progress: Progress, live: Live, unscorable: Callable[[], str]) -> Iterator[Event]:
         """One draft, as far as it is let through."""
         unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.loop.scorer.identity))
         progress.begin(live.beginning(len(progress.released_ids)), unfinished)
@@ -93,8 +105,11 @@ class Streaming:
             generation = step
             self._check_model(progress, generation)
             progress.replace(generation)
-            with live.hold():
-                [score] = self.loop.score([generation], measure)
+            if why := unscorable():
+                score = Score.unscorable(why, scorer=self.loop.scorer.identity)
+            else:
+                with live.hold():
+                    [score] = self.loop.score([generation], measure)
             scoring += score.seconds
             decision = self._decide(progress, generation, score)
             goes_on = decision.action == "accept" and generation.finish_reason == "open"

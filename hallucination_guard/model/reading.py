@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Unpack, cast
 
 import torch
@@ -11,7 +12,8 @@ from transformers import DynamicCache
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model.anchor import NO_ANCHOR
-from hallucination_guard.model.calling import format_of, written_calls, written_text
+from hallucination_guard.model.calling import format_of, prose_of, written_calls, written_text
+from hallucination_guard.model.heard import Reading
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.literal import literal_ids
@@ -20,7 +22,7 @@ from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.values import Generation, GenerationSettings, Messages, Offered, checked_text
 
-__all__ = ["kept_trace", "place", "read", "trace_ids"]
+__all__ = ["kept_trace", "place", "read", "reading_of", "trace_ids"]
 
 
 def read(
@@ -57,6 +59,38 @@ def read(
         thinking=thinking,
         spoken=spoken,
         _trace=KeptTrace(None),
+    )
+
+
+def reading_of(
+    inside: Inside,
+    messages: Messages,
+    *,
+    question: str | None,
+    computing: Callable[[], AbstractContextManager[None]],
+    **offered: Unpack[Offered],
+) -> Reading:
+    """How an answer is read while it is written; see :meth:`WhiteBoxModel.follow`."""
+    prompt, tokenizer = inside.prompt(messages, **offered), inside.tokenizer
+    settings = GenerationSettings.of({"question": question, **offered})
+    calls = bool(prompt.tools)
+
+    def ids_of(text: str) -> tuple[int, ...]:
+        inside.check_length(len(text), "the answer")
+        return literal_ids(tokenizer, checked_text(text, "the answer"))
+
+    return Reading(
+        ids=ids_of,
+        text=lambda ids: written_text(tokenizer, ids, calls=calls),
+        check=lambda ids: inside.check_ids(ids, "the answer"),
+        read=lambda ids: read(inside, messages, ids, question=question, **offered),
+        unread=lambda text, ending: Generation.unread(
+            prompt, text, settings=settings, model=inside.identity, finish_reason=ending
+        ),
+        prose=lambda text: prose_of(format_of(tokenizer), text) if calls else len(text),
+        end_ids=inside.end_ids,
+        most=None if inside.context is None else inside.context - len(prompt.token_ids),
+        computing=computing,
     )
 
 

@@ -6,7 +6,7 @@ The only wall to transformers. The model handed in is never changed: no flag, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack, cast, overload
@@ -17,6 +17,7 @@ from hallucination_guard.errors import InputError
 from hallucination_guard.model import generating, loading, packaged, reading
 from hallucination_guard.model.calling import format_of, write_calls
 from hallucination_guard.model.generating import Asked
+from hallucination_guard.model.heard import HeardAnswer
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.live import LiveAnswer, Streams
 from hallucination_guard.model.loading import DeviceMap
@@ -31,6 +32,7 @@ from hallucination_guard.values import (
     GenerationSettings,
     Messages,
     Offered,
+    Piece,
     Tool,
     ToolCall,
     ToolChoice,
@@ -314,6 +316,32 @@ class WhiteBoxModel(Inside):
             InputError: if an id is outside the vocabulary, or prompt and answer exceed the context.
         """
         return reading.read(self, messages, answer, question=question, **offered)
+
+    def follow(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece],
+        *,
+        gone: Callable[[], bool] = lambda: False,
+        unscorable: str = "",
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> HeardAnswer:
+        """Begin to read an answer that something else is writing.
+
+        Args:
+            messages: as for :meth:`read`.
+            pieces: of the answer, as they come: texts, or token ids of this model; one kind an answer.
+            gone: asked at every piece whether the reader is gone.
+            unscorable: why it is not to be read, where the caller knows that.
+            question: as for :meth:`read`.
+            **offered: as for :meth:`read`.
+
+        Raises:
+            InputError: if the prompt cannot be used.
+        """
+        how = reading.reading_of(self, messages, question=question, computing=self._streams.computing, **offered)
+        return HeardAnswer(pieces, how, gone=gone, unscorable=unscorable)
 
     def write(self, content: str, calls: Sequence[ToolCall]) -> str:
         """An answer with tool calls as this model writes it, for :meth:`read`: what served it gives them apart."""

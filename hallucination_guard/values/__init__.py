@@ -35,7 +35,18 @@ from hallucination_guard.values.prompt import (
     is_batch,
     question_of,
 )
-from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer, Watch
+from hallucination_guard.values.protocols import (
+    FollowingModel,
+    Heard,
+    Live,
+    Model,
+    Piece,
+    Policy,
+    Scorer,
+    StreamingModel,
+    StreamingScorer,
+    Watch,
+)
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.states import States
@@ -56,10 +67,12 @@ __all__ = [
     "Escalate",
     "Event",
     "FinishReason",
+    "FollowingModel",
     "FrozenDict",
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
+    "Heard",
     "Invoked",
     "Kept",
     "Live",
@@ -71,6 +84,7 @@ __all__ = [
     "Offered",
     "Outcome",
     "Passage",
+    "Piece",
     "Policy",
     "Prefix",
     "Prompt",

@@ -71,7 +71,9 @@ class Conditions:
     @classmethod
     def of(cls, generation: Generation) -> Self:
         """Those of one answer."""
-        settings, drawn = generation.settings, generation.finish_reason != "read"
+        settings, reason = generation.settings, generation.finish_reason
+        # The beginning of an answer that something else is still writing is not finished, and yet not drawn.
+        drawn = reason != "read" and not (reason == "open" and settings.max_new_tokens is None)
         greedy = not settings.temperature
         return cls(
             frame=_frame(generation.messages, settings),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias
 
 from hallucination_guard.values.identity import ModelIdentity
-from hallucination_guard.values.prompt import Message
+from hallucination_guard.values.prompt import Message, Prompt
 from hallucination_guard.values.settings import GenerationSettings
 from hallucination_guard.values.tools import ToolCall, WrittenCall
 
@@ -76,6 +76,28 @@ class Generation:
     spoken: int = 0
     seconds: float = 0.0
     _trace: Kept | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def unread(
+        cls,
+        prompt: Prompt,
+        text: str,
+        *,
+        settings: GenerationSettings,
+        model: ModelIdentity,
+        finish_reason: FinishReason = "read",
+    ) -> Self:
+        """An answer that something else wrote and the model did not read: it has a text and no tokens."""
+        return cls(
+            messages=prompt.messages,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=(),
+            text=text,
+            finish_reason=finish_reason,
+            settings=settings,
+            model=model,
+            anchor=None,
+        )
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

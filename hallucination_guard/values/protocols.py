@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, Unpack, runtime_checkable
+from typing import Protocol, TypeAlias, Unpack, runtime_checkable
 
 from hallucination_guard.values.decision import Decision, Situation
 from hallucination_guard.values.generation import FinishReason, Generation
@@ -16,7 +16,21 @@ from hallucination_guard.values.settings import Drawing, Offered
 from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
-__all__ = ["Live", "Model", "Policy", "Scorer", "StreamingModel", "StreamingScorer", "Watch"]
+__all__ = [
+    "FollowingModel",
+    "Heard",
+    "Live",
+    "Model",
+    "Piece",
+    "Policy",
+    "Scorer",
+    "StreamingModel",
+    "StreamingScorer",
+    "Watch",
+]
+
+Piece: TypeAlias = str | Sequence[int]
+"""What an answer that something else is writing grows by: text, or token ids."""
 
 
 @runtime_checkable
@@ -107,6 +121,15 @@ class Live(Protocol):
         ...
 
 
+class Heard(Live, Protocol):
+    """An answer while something else writes it."""
+
+    @property
+    def unscorable(self) -> str:
+        """Why it cannot be read, and so not be scored; empty while it can."""
+        ...
+
+
 @runtime_checkable
 class StreamingModel(Model, Protocol):
     """Draws an answer that can be read while it is drawn."""
@@ -128,6 +151,33 @@ class StreamingModel(Model, Protocol):
             gone: asked at every token whether the reader is gone.
             question: as for :meth:`Model.generate`.
             **drawing: as for :meth:`Model.generate`.
+        """
+        ...
+
+
+@runtime_checkable
+class FollowingModel(StreamingModel, Protocol):
+    """Reads an answer while something else writes it."""
+
+    def follow(
+        self,
+        messages: Messages,
+        pieces: Iterable[Piece],
+        *,
+        gone: Callable[[], bool] = lambda: False,
+        unscorable: str = "",
+        question: str | None = None,
+        **offered: Unpack[Offered],
+    ) -> Heard:
+        """Begin to read.
+
+        Args:
+            messages: as for :meth:`Model.read`.
+            pieces: of the answer, as they come: texts, or token ids; one kind an answer.
+            gone: asked at every piece whether the reader is gone.
+            unscorable: why it is not to be read, where the caller knows that.
+            question: as for :meth:`Model.read`.
+            **offered: as for :meth:`Model.read`.
         """
         ...
 

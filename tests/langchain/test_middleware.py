@@ -485,12 +485,16 @@ def _exported(telemetry: InMemoryLogRecordExporter) -> str:
 
 @pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
 class TestLeaks:
-    @pytest.mark.parametrize("design", ["middleware", "guarded model"])
+    @pytest.mark.parametrize("design", ["middleware", "behind a sentence that left", "guarded model"])
     @pytest.mark.parametrize("mode", MODES)
     async def test_no_word_of_a_rejected_draft_is_received(
         self, mode: str, design: str, telemetry: InMemoryLogRecordExporter
     ) -> None:
-        agent, saver, tracer = _leaky(design, DRAFT, _guard(1.0) if design == "middleware" else None)
+        draft, guard = DRAFT, _guard(1.0) if design == "middleware" else None
+        if design == "behind a sentence that left":
+            draft = f"It is striped. {DRAFT}"
+            guard = _guard(lambda generation: 1.0 if "zebra" in generation.text else 0.1)
+        agent, saver, tracer = _leaky(design, draft, guard)
         seen = await received(agent, "Which one?", mode, {"configurable": {"thread_id": "t"}, "callbacks": [tracer]})
         everything = " ".join([*seen, *tracer.seen, *_stored(saver), _exported(telemetry)])
         assert "not sure enough" in everything or mode == "custom"

@@ -32,7 +32,7 @@ from hallucination_guard_langchain.convert import (
 from hallucination_guard_langchain.quiet import unheard
 from hallucination_guard_langchain.structured import json_schema, whole_object
 
-__all__ = ["GuardedChatModel", "outcomes_of"]
+__all__ = ["GuardedChatModel", "last_chunk", "outcomes_of"]
 
 _OUTCOMES: ContextVar[list[Outcome] | None] = ContextVar("hallucination_guard_outcomes", default=None)
 
@@ -211,7 +211,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         """A chunk for each sentence, after its decision: what is streamed cannot be taken back."""
         if not self.guard.streams:
-            chunk = _last_chunk(self._answer(messages, stop, run_manager, kwargs), released="")
+            chunk = last_chunk(self._answer(messages, stop, run_manager, kwargs), released="")
             if run_manager is not None:
                 run_manager.on_llm_new_token(str(chunk.text), chunk=chunk)
             yield chunk
@@ -263,7 +263,7 @@ class GuardedChatModel(BaseChatModel):
             said = self._said(event, kwargs)
             if event.accepted:  # all of it was released
                 said = said.model_copy(update={"content": ""})
-            return _last_chunk(said, released="" if event.accepted else event.released)
+            return last_chunk(said, released="" if event.accepted else event.released)
         return ChatGenerationChunk(message=AIMessageChunk(content=event.text))
 
     def _answer(
@@ -293,7 +293,7 @@ def _thread(run_manager: BaseRunManager | None) -> str | None:
     return thread_of(ensure_config({"metadata": run_manager.metadata} if run_manager is not None else None))
 
 
-def _last_chunk(message: AIMessage, *, released: str) -> ChatGenerationChunk:
+def last_chunk(message: AIMessage, *, released: str) -> ChatGenerationChunk:
     """The end of a stream: what of the message was not released before, its calls, and the verdict.
 
     Args:

@@ -2,21 +2,27 @@
 
 The model's call runs unheard inside ``wrap_model_call``: no stream, tracer or checkpoint hears of a draft. What the
 policy lets through becomes the model's message; what it does not, an abstention without tool calls, which ends the
-agent's turn. What waits for a human lies in private state until ``after_model``, a node of its own, interrupts: on
-resuming neither the model nor the scorer is called again.
+agent's turn. Where somebody listens to tokens, sentences leave one by one, each after its decision
+(:mod:`hallucination_guard_langchain.relay`). What waits for a human lies in private state until ``after_model``, a node
+of its own, interrupts: on resuming neither the model nor the scorer is called again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, NotRequired, TypeAlias
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextvars import copy_context
+from itertools import chain
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias, TypeVar, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, ToolCallRequest
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, hook_config
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, run_in_executor
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.runtime import Runtime
@@ -24,7 +30,8 @@ from langgraph.types import Command
 
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.guard import ABSTENTION, KEY, Guard, verdict_of
-from hallucination_guard.values import Generation, Outcome, ToolCall, as_tools, tool_choice_of
+from hallucination_guard.guard.in_a_thread import in_a_thread
+from hallucination_guard.values import FollowingModel, Generation, Outcome, ToolCall, as_tools, tool_choice_of
 from hallucination_guard_langchain.chat import GuardedChatModel, outcomes_of
 from hallucination_guard_langchain.convert import (
     LowConfidenceError,
@@ -34,7 +41,8 @@ from hallucination_guard_langchain.convert import (
     unreadable,
     without_media,
 )
-from hallucination_guard_langchain.quiet import unheard
+from hallucination_guard_langchain.quiet import tokens_are_heard, unheard
+from hallucination_guard_langchain.relay import Following, Relay
 from hallucination_guard_langchain.review import (
     ReviewDecision,
     Waiting,
@@ -150,6 +158,8 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """Let the model answer unheard, and decide."""
         self._check(request)
+        if self._follows(request):
+            return self._followed(request, handler)
         with self._hearing(request), outcomes_of() as outcomes:
             written = handler(request)
             return self._decided(request, written, outcomes)
@@ -159,6 +169,8 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
         """The same, without blocking the loop."""
         self._check(request)
+        if self._follows(request):
+            return await self._afollowed(request, handler)
         with self._hearing(request), outcomes_of() as outcomes:
             written = await handler(request)
             return await run_in_executor(None, self._decided, request, written, outcomes)
@@ -213,22 +225,20 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             if not outcomes:
                 raise InputError("the guarded model gave a message and no outcome", hint="switch its cache off")
             return outcomes[-1]
-        turns = [*([request.system_message] if request.system_message else []), *request.messages]
-        why = unreadable(turns)
-        if self.served is not None and request.model is not self.served:
-            why = f"the answer is of a {type(request.model).__name__} that is not the model that was named as served"
-        offered: dict[str, Any] = {}
-        if request.tools:
-            offered["tools"] = as_tools([convert_to_openai_tool(each) for each in request.tools])
-            offered["tool_choice"] = tool_choice_of(request.tool_choice)
         calls = [ToolCall.of(each) for each in draft.tool_calls]
         return self.guard.review(
-            as_guard_messages(without_media(turns)),
+            as_guard_messages(without_media(_turns(request))),
             self.guard.model.write(str(draft.text), calls) if calls else str(draft.text),
-            unscorable=why,
+            unscorable=self._unscorable(request),
             thread_id=thread_of(ensure_config()),
-            **offered,
+            **_offered(request),
         )
+
+    def _unscorable(self, request: ModelRequest[Any]) -> str:
+        """Why an answer to this cannot be scored; empty if it can."""
+        if self.served is not None and request.model is not self.served:
+            return f"the answer is of a {type(request.model).__name__} that is not the model that was named as served"
+        return unreadable(_turns(request))
 
     def _message(self, outcome: Outcome) -> AIMessage:
         return as_ai_message(outcome, abstention=self.abstention_message, model_name=str(self.guard.model.name))
@@ -239,6 +249,110 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         if sure and len(sure) == len(message.tool_calls):
             verdict["calls"] = {str(call["id"]): each for call, each in zip(message.tool_calls, sure, strict=True)}
         return message.model_copy(update={"response_metadata": {**message.response_metadata, KEY: verdict}})
+
+    # ------------------------------------------------------------------------------------- sentence by sentence
+
+    def _follows(self, request: ModelRequest[Any]) -> bool:
+        """Whether the answer is to leave sentence by sentence: somebody listens, and nothing asks for the whole."""
+        return (
+            self.guard.streams
+            and isinstance(self.guard.model, FollowingModel)
+            and not isinstance(request.model, GuardedChatModel)
+            and not self.require_approval_below
+            and request.response_format is None
+            and "response_format" not in request.model_settings
+            and not self._unscorable(request)
+            and tokens_are_heard()
+        )
+
+    def _following(self, request: ModelRequest[Any]) -> Following:
+        thread_id = thread_of(ensure_config())
+        following = Following(
+            self.guard,
+            _turns(request),
+            thread_id=thread_id,
+            offered=_offered(request),
+            said=lambda outcome: self._said(outcome, following),
+        )
+        return following
+
+    def _relay(self, request: ModelRequest[Any], chunks: object) -> Relay:
+        return Relay.of(chunks, said_for=str(self.guard.model.name), model=request.model)
+
+    def _followed(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        following = self._following(request)
+        ear, chunks = following.ear, cast("Generator[Any, None, None]", following.chunks())
+        model = threading.Thread(
+            target=copy_context().run, args=(ear.listen, handler, request), daemon=True, name="hallucination-guard-ear"
+        )
+        try:
+            model.start()
+            if (first := next(chunks)) is None:
+                with unheard():
+                    return self._decided(request, ear.response, [])
+            relay = self._relay(request, chain([first], chunks))
+            message = relay.invoke(following.asked, _named(request))
+        finally:
+            ear.left.set()
+            chunks.close()
+        return self._delivered(request, following, message)
+
+    async def _afollowed(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        following = self._following(request)
+        ear = following.ear
+        model = asyncio.create_task(ear.alisten(handler, request))
+        try:
+            async with aclosing(in_a_thread(following.chunks(), ear.left)) as chunks:
+                if (first := await anext(chunks)) is None:
+                    with unheard():
+                        return await run_in_executor(None, self._decided, request, ear.response, [])
+                relay = self._relay(request, _achain(first, chunks))
+                message = await relay.ainvoke(following.asked, _named(request))
+        finally:
+            ear.left.set()
+            model.cancel()
+            await asyncio.wait([model])
+        return self._delivered(request, following, message)
+
+    def _said(self, outcome: Outcome, following: Following) -> AIMessage:
+        """What is still to be said of the message: of an accepted answer its text has left."""
+        if not outcome.accepted:
+            if outcome.decision.action == "abstain" and self.exit_behavior == "error":
+                raise LowConfidenceError(outcome)
+            return self._message(outcome)
+        message = self._message(outcome)
+        if outcome.attempts == 1:  # the served model's own: with its calls' ids, and what it says of itself
+            draft = following.ear.draft
+            message = message.model_copy(
+                update={
+                    "tool_calls": draft.tool_calls or message.tool_calls,
+                    "usage_metadata": draft.usage_metadata,
+                    "response_metadata": draft.response_metadata,
+                }
+            )
+        message = message.model_copy(update={"content": ""})
+        return self._with_verdict(message, outcome, self._sure(outcome))
+
+    def _delivered(
+        self, request: ModelRequest[Any], following: Following, message: AIMessage
+    ) -> ModelResponse[Any] | ExtendedModelResponse[Any]:
+        """What was said, as the agent's message."""
+        outcome = following.outcome
+        assert outcome is not None
+        if outcome.decision.action == "escalate" and outcome.text is None:
+            return self._waits(request, outcome, [], said=message)
+        if not outcome.accepted or outcome.attempts > 1:
+            return ModelResponse(result=[message])
+        draft, written = following.ear.draft, following.ear.response
+        message = message.model_copy(update={"name": draft.name})
+        return ModelResponse(
+            result=[message if each is draft else each for each in written.result],
+            structured_response=written.structured_response,
+        )
 
     # ------------------------------------------------------------------------------------------------ a human's
 
@@ -260,8 +374,10 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             if each.name in limits and not (sure and sure[at] >= limits[each.name])
         ]
 
-    def _waits(self, request: ModelRequest[Any], outcome: Outcome, shaky: Sequence[int]) -> ExtendedModelResponse[Any]:
-        """The abstention for now; what a human is to see lies in private state, as plain JSON."""
+    def _waits(
+        self, request: ModelRequest[Any], outcome: Outcome, shaky: Sequence[int], *, said: AIMessage | None = None
+    ) -> ExtendedModelResponse[Any]:
+        """The abstention for now, or what was ``said``; what a human is to see lies in private state, as plain JSON."""
         drafted = outcome.generation
         names = sorted({drafted.tool_calls[at].name for at in shaky})
         rule = "require_approval_below" if shaky else outcome.decision.rule
@@ -278,7 +394,7 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             record(self.guard, request.messages, review, said="held", by="the middleware", reason=reason)
         message = self._message(outcome)
         metadata = {**message.response_metadata, KEY: {**message.response_metadata[KEY], "decision": "escalate"}}
-        held = AIMessage(content=self.abstention_message, response_metadata=metadata)
+        held = said or AIMessage(content=self.abstention_message, response_metadata=metadata)
         return ExtendedModelResponse(
             model_response=ModelResponse(result=[held]),
             command=Command(update={STATE: json.loads(json.dumps(review))}),
@@ -306,3 +422,30 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
     async def aafter_model(self, state: _State, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """The same."""
         return await run_in_executor(None, self.after_model, state, runtime)
+
+
+_Item = TypeVar("_Item")
+
+
+def _turns(request: ModelRequest[Any]) -> list[BaseMessage]:
+    return [*([request.system_message] if request.system_message else []), *request.messages]
+
+
+def _offered(request: ModelRequest[Any]) -> dict[str, Any]:
+    if not request.tools:
+        return {}
+    return {
+        "tools": as_tools([convert_to_openai_tool(each) for each in request.tools]),
+        "tool_choice": tool_choice_of(request.tool_choice),
+    }
+
+
+def _named(request: ModelRequest[Any]) -> RunnableConfig:
+    """In traces the run has the name of the model in whose place it speaks."""
+    return {"run_name": request.model.get_name()}
+
+
+async def _achain(first: _Item, rest: AsyncIterator[_Item]) -> AsyncIterator[_Item]:
+    yield first
+    async for each in rest:
+        yield each

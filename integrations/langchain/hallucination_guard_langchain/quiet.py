@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from langchain_core.callbacks import CallbackManager
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
 
 from hallucination_guard.errors import ConfigurationError
 
-__all__ = ["refuse_listeners", "unheard"]
+__all__ = ["refuse_listeners", "tokens_are_heard", "unheard"]
 
 # With the others of LangGraph's own keys a graph inside would join the graph outside: write its drafts into that
 # checkpoint and stream them. The runtime only carries what a step asks for by name: context and store.
@@ -24,12 +25,18 @@ _KEPT = "__pregel_runtime"
 
 
 @contextmanager
-def unheard(config: RunnableConfig | None = None) -> Iterator[RunnableConfig]:
+def unheard(
+    config: RunnableConfig | None = None, *, but_by: Sequence[BaseCallbackHandler] = ()
+) -> Iterator[RunnableConfig]:
     """A config that no listener of the caller hears of, also for what is called inside without a config.
 
     Cut are handed-on callbacks, LangSmith tracing, handlers in context variables (run collectors, configure hooks), and
     a surrounding graph's streams and checkpoints. What sits on a step itself, ``model.callbacks`` for example, was put
     there to hear it and still does. What listens to the whole process cannot be cut: see :func:`refuse_listeners`.
+
+    Args:
+        config: of the caller; the surrounding one by default.
+        but_by: handlers of the guard's own, which do hear it.
     """
     from langchain_core.tracers import context  # slow: loads LangSmith
     from langsmith.run_helpers import tracing_context
@@ -37,7 +44,7 @@ def unheard(config: RunnableConfig | None = None) -> Iterator[RunnableConfig]:
     config = ensure_config(config)
     silent: RunnableConfig = {
         **config,
-        "callbacks": [],
+        "callbacks": list(but_by),
         "configurable": {
             key: value
             for key, value in config["configurable"].items()
@@ -60,6 +67,14 @@ def _held(variable: ContextVar[Any], value: object) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+def tokens_are_heard() -> bool:
+    """Whether somebody around listens to a model's tokens: a graph's ``messages``, or a stream of events."""
+    callbacks = ensure_config().get("callbacks") or []
+    handlers = callbacks if isinstance(callbacks, list) else callbacks.handlers
+    # The mark by which LangChain itself decides that a model has to stream.
+    return any(isinstance(each, _StreamingCallbackHandler) for each in handlers)
 
 
 def refuse_listeners(step: Runnable[Any, Any]) -> None:

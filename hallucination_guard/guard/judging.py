@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
+from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, SentenceCalibration
 from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict
 
 __all__ = ["Judging"]
@@ -19,12 +19,14 @@ class Judging:
         certificates: those that cover the policy.
         drift: watches first drafts; None where nothing is to be suspended.
         primary: the score by which drafts are compared where nothing was calibrated.
+        sentences: thresholds for the sentences of answers; None where there are none.
     """
 
     calibration: Calibration | None
     certificates: tuple[Certificate, ...]
     drift: DriftMonitor | None
     primary: str
+    sentences: SentenceCalibration | None = None
 
     def verdict(
         self,
@@ -46,16 +48,24 @@ class Judging:
                 of them.
         """
         if self.calibration is None:
-            return Verdict(score=score, finish_reason=conditions.endings[0])
+            return self._with_backoffs(Verdict(score=score, finish_reason=conditions.endings[0]), conditions)
         notices = attempt == 1 if notices is None else notices
         if self.drift is not None and notices and score.status == "scored":
             self.drift.observe(self.calibration.value(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
         suspended = "" if self.drift is None else self.drift.suspended
-        return self.calibration.verdict(
+        verdict = self.calibration.verdict(
             score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
         )
+        return self._with_backoffs(verdict, conditions)
+
+    def _with_backoffs(self, verdict: Verdict, conditions: Conditions) -> Verdict:
+        if self.sentences is None or not verdict.score.sentences:
+            return verdict
+        if lacking := self.sentences.conditions.lacks(conditions):
+            return replace(verdict, sentences_uncovered=lacking)
+        return replace(verdict, backoffs=self.sentences.backoffs)
 
     def value(self, score: Score, *, at_least: float = 0.0) -> float:
         """What the calibration reads of a score, or ``at_least``, whichever is more; 0 without a calibration."""

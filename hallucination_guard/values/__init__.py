@@ -37,6 +37,7 @@ from hallucination_guard.values.prompt import (
 )
 from hallucination_guard.values.protocols import Live, Model, Policy, Scorer, StreamingModel, StreamingScorer
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
+from hallucination_guard.values.sentence import Backoff, Edit, Guarantee, Manner, Sentence, edited
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.stream import Event, Provisional, Released
 from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools, tool_choice_of
@@ -48,10 +49,12 @@ __all__ = [
     "Action",
     "Anchor",
     "Answerer",
+    "Backoff",
     "Call",
     "Conditions",
     "Decision",
     "Drawing",
+    "Edit",
     "Escalate",
     "Event",
     "FinishReason",
@@ -59,9 +62,11 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
+    "Guarantee",
     "Invoked",
     "Kept",
     "Live",
+    "Manner",
     "Message",
     "Messages",
     "Model",
@@ -82,6 +87,7 @@ __all__ = [
     "Score",
     "Scorer",
     "ScorerIdentity",
+    "Sentence",
     "Situation",
     "Status",
     "StreamingModel",
@@ -94,6 +100,7 @@ __all__ = [
     "as_messages",
     "as_tools",
     "checked_text",
+    "edited",
     "from_json",
     "is_batch",
     "options_of",

@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeAlias
 from hallucination_guard.values.generation import Anchor
 from hallucination_guard.values.identity import ScorerIdentity
 from hallucination_guard.values.plain import FrozenDict
+from hallucination_guard.values.sentence import Sentence
 
 __all__ = ["LOWER_IS_LESS_CERTAIN", "Prefix", "Score", "Status"]
 
@@ -35,6 +36,7 @@ class Score:
         token_entropies: H(p_t) in nats, length T.
         token_logprobs: log p_t[ŷ_t], length T.
         seconds: wall time of scoring.
+        sentences: of the answer, in order, where they were measured; empty where they were not.
 
     Raises:
         ValueError: on a non-finite number, a score without ``scored``, or a missing reason.
@@ -49,8 +51,11 @@ class Score:
     token_entropies: tuple[float, ...] = ()
     token_logprobs: tuple[float, ...] = ()
     seconds: float = 0.0
+    sentences: tuple[Sentence, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.status != "scored" and self.sentences:
+            raise ValueError(f"an answer that is {self.status!r} has scores of its sentences")
         if self.status not in ("scored", "unscorable", "error"):
             raise ValueError(f"a score is {self.status!r}, which is no status")
         if (self.status == "scored") == bool(self.reason):

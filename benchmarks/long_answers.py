@@ -28,7 +28,7 @@ import yaml
 from hallucination_guard import Generation, WhiteBoxModel
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.scoring import score_sentences
-from hallucination_guard.values import Conditions
+from hallucination_guard.values import Conditions, ModelIdentity
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 8  # questions a relation, items a question, tokens an answer, answers a batch
@@ -179,6 +179,173 @@ def draw(options: argparse.Namespace) -> int:
     return 0 if len(store.rows) >= len(questions()[: options.limit]) else 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """The judged sentences of a run: of each its response, label and scores."""
+
+    response: np.ndarray
+    wrong: np.ndarray
+    checked: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+
+def rows_of_run(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    """The binding of a run, and its answers with every sentence judged."""
+    header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = {each.id: each for each in questions()}
+    for row in rows:
+        for each in row["sentences"]:
+            each["judged"] = judge(asked[row["id"]], each["text"])
+    return header, [row for row in rows if row["sentences"]]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """All sentences; beside the scores three that know nothing of the model: number, length, chance."""
+    every = [(at, number, each) for at, row in enumerate(rows) for number, each in enumerate(row["sentences"])]
+    names = [name for name in every[0][2]["scores"] if name != "min_token_logprob"]
+    scores = {name: np.array([each["scores"][name] for *_, each in every]) for name in names}
+    scores["highest token NLL"] = -np.array([each["scores"]["min_token_logprob"] for *_, each in every])
+    scores["number of the sentence"] = np.array([float(number) for _, number, _ in every])
+    scores["tokens"] = np.array([float(each["stop"] - each["start"]) for *_, each in every])
+    scores["chance"] = np.random.default_rng(0).random(len(every))
+    return Table(
+        response=np.array([at for at, *_ in every]),
+        wrong=np.array([each["judged"] == "wrong" for *_, each in every]),
+        checked=np.array([each["judged"] != "unchecked" for *_, each in every]),
+        scores=scores,
+    )
+
+
+def aurocs(table: Table, draws: int = 2000) -> dict[str, tuple[float, float, float]]:
+    """AUROC of "wrong" among the checked sentences, and 95 % intervals by drawing responses."""
+    groups = [np.flatnonzero((table.response == at) & table.checked) for at in range(table.response.max() + 1)]
+    rng, samples = np.random.default_rng(0), []
+    for _ in range(draws):
+        at = np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))])
+        if 0 < table.wrong[at].sum() < len(at):
+            samples.append(at)
+    found = {}
+    for name, score in table.scores.items():
+        value = float(roc_auc_score(table.wrong[table.checked], score[table.checked]))
+        low, high = np.quantile([_auroc(table.wrong[at], score[at]) for at in samples], (0.025, 0.975))
+        found[name] = (value, float(low), float(high))
+    return found
+
+
+def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
+    ranks = rankdata(score)
+    n = int(wrong.sum())
+    return float((ranks[wrong].sum() - n * (n + 1) / 2) / (n * (len(wrong) - n)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What thresholds fitted on one half leave of the other, mean over many halvings; see ``Retention``.
+
+    Args:
+        sentences: share kept.
+        right: share of the right ones kept.
+        wrong: share of wrong ones among the kept that were checked.
+        empty: share of responses of which nothing is kept.
+        failing: share of responses that keep more than k wrong ones.
+    """
+
+    sentences: float
+    right: float
+    wrong: float
+    empty: float
+    failing: float
+
+
+def backed_off(
+    table: Table, name: str, *, alpha: float, k: int, guarantee: str, delta: float = 0.1, halvings: int = 200
+) -> Left | None:
+    """Fit on one half of the responses, apply to the other; None where infeasible."""
+    score, every = table.scores[name], int(table.response.max()) + 1
+    own = [np.sort(score[(table.response == at) & table.wrong]) for at in range(every)]
+    limit = np.array([each[k] if len(each) > k else math.inf for each in own])
+    half = every // 2
+    rank = (
+        certified_rank(half, alpha=alpha, delta=delta) if guarantee == "certified" else average_rank(half, alpha=alpha)
+    )
+    if not rank:
+        return None
+    rng, found = np.random.default_rng(1), []
+    for _ in range(halvings):
+        order = rng.permutation(every)
+        threshold = threshold_at(limit[order[:half]].tolist(), rank)
+        others = order[half:]
+        inside = np.isin(table.response, others)
+        kept = inside & (score <= threshold)
+        right = inside & table.checked & ~table.wrong
+        sure = kept & table.checked
+        found.append(
+            (
+                kept.sum() / inside.sum(),
+                (kept & right).sum() / max(1, right.sum()),
+                (sure & table.wrong).sum() / sure.sum() if sure.any() else math.nan,
+                1 - len(set(table.response[kept])) / len(others),
+                (limit[others] <= threshold).mean(),
+            )
+        )
+    sentences, right, wrong, empty, failing = np.nanmean(np.array(found), axis=0).tolist()
+    return Left(sentences=sentences, right=right, wrong=wrong, empty=empty, failing=failing)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print it as Markdown; write the rows, and some judged sentences to be looked at."""
+    header, rows = rows_of_run(options.run)
+    if options.rows is not None:
+        write_responses(options.rows, [labelled(header, row) for row in rows])
+    table = table_of(rows)
+    judged = Counter(each["judged"] for row in rows for each in row["sentences"])
+    sentences = judged.total()
+    failing = [int((table.wrong & (table.response == at)).sum()) for at in range(len(rows))]
+    print(f"{header['model']['name']}: {len(rows)} responses, {sentences} sentences: {dict(judged)}; of the checked")
+    print(
+        f"{table.wrong.sum() / table.checked.sum():.1%} wrong; responses with more than 0, 1, 2 wrong: "
+        + ", ".join(f"{np.mean([each > k for each in failing]):.0%}" for k in (0, 1, 2))
+    )
+    print("\n| score | AUROC of wrong (95 %) |\n|---|---|")
+    for name, (value, low, high) in sorted(aurocs(table).items(), key=lambda each: -each[1][0]):
+        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) |")
+    for guarantee in ("certified", "average"):
+        print(f"\n{guarantee}; fitted on {len(rows) // 2} responses, kept of the others (mean of 200 halvings)")
+        print(
+            "| score | k | α | sentences kept | right kept | wrong among kept | empty | failing |\n" + "|---" * 8 + "|"
+        )
+        for name in options.scores:
+            for k in (0, 1, 2):
+                for alpha in (0.1, 0.2, 0.3, 0.5):
+                    left = backed_off(table, name, alpha=alpha, k=k, guarantee=guarantee)
+                    cells = (
+                        "INFEASIBLE | | | |"
+                        if left is None
+                        else f"{left.sentences:.3f} | {left.right:.3f} | {left.wrong:.3f} | {left.empty:.3f} | "
+                        f"{left.failing:.3f}"
+                    )
+                    print(f"| {name} | {k} | {alpha:g} | {cells} |")
+    every = [(row["id"], each["judged"], each["text"]) for row in rows for each in row["sentences"]]
+    for at in np.random.default_rng(options.seed).permutation(len(every))[: options.judged]:
+        print(f"{every[at][1]:<10}{every[at][0]:<14}{every[at][2].strip()!r}")
+    return 0
+
+
+def labelled(header: Mapping[str, Any], row: Mapping[str, Any]) -> LabelledResponse:
+    """A response as ``calibrate --for sentences`` reads it."""
+    correct = {"right": True, "wrong": False, "unchecked": None}
+    return LabelledResponse(
+        id=row["id"],
+        judge="long_answers rules",
+        sentences=tuple(
+            LabelledSentence(scores=each["scores"], correct=correct[each["judged"]]) for each in row["sentences"]
+        ),
+        model=ModelIdentity(**header["model"]),
+        scorer=sentence_scorer(gradient=True),
+        conditions=Conditions.from_json_dict(row["conditions"]),
+    )
+
+
 def main() -> int:
     """Draw, or report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -187,8 +354,12 @@ def main() -> int:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--scores", nargs="+", default=["mean_nll", "sequence_nll", "max_token_entropy", "chance"])
+    parser.add_argument("--judged", type=int, default=0, help="so many judged sentences are printed")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of these")
     options = parser.parse_args()
-    return draw(options)
+    return draw(options) if options.step == "draw" else report(options)
 
 
 if __name__ == "__main__":

@@ -91,10 +91,8 @@ def threshold_at(limits: Sequence[float], rank: int) -> float:
 def retention(responses: Sequence[Scored], threshold: float) -> Retention:
     """What is kept of responses up to a threshold."""
     kept = [[score <= threshold for score, _ in each] for each in responses]
-    right = [
-        own for each, row in zip(responses, kept, strict=True) for (_, ok), own in zip(each, row, strict=True) if ok
-    ]
     every = [own for row in kept for own in row]
+    right = [own for own, (_, ok) in zip(every, (pair for each in responses for pair in each), strict=True) if ok]
     return Retention(
         sentences=sum(every) / max(1, len(every)),
         right=sum(right) / max(1, len(right)),

@@ -1,4 +1,4 @@
-"""Labelled responses: of each sentence of an answer what was measured and whether it is right; one JSON object a line."""
+"""Labelled responses: what was measured of each sentence of an answer and whether it is right; a JSON object a line."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def retention(self) -> float | None:
-        """The share of the answer's sentences that are in ``text`` without a mark; None where no rule looked at them."""
+        """The share of the sentences that are in ``text`` without a mark; None where no rule looked at them."""
         return None if self.decision.edit is None else self.decision.edit.retention
 
     @property

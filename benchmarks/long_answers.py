@@ -13,21 +13,28 @@ responses, and what thresholds certified on half of the responses keep of the ot
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import yaml
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from hallucination_guard import Generation, WhiteBoxModel
+from hallucination_guard.calibration import LabelledResponse, LabelledSentence, write_responses
+from hallucination_guard.calibration.backoff import average_rank, certified_rank, threshold_at
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.scoring import score_sentences
+from hallucination_guard.scoring.sentences import sentence_scorer
 from hallucination_guard.values import Conditions, ModelIdentity
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

@@ -91,9 +91,15 @@ def validity(
                 rank = certified_rank(n, alpha=alpha, delta=delta) if certified else average_rank(n, alpha=alpha)
                 if not rank:
                     yield Result(
-                        guarantee=guarantee, alpha=alpha, at_most=k, measured=0.0, allowed=delta if certified else alpha,
-                        kept=0.0, empty=1.0, infeasible=True,
-                    )  # fmt: skip
+                        guarantee=guarantee,
+                        alpha=alpha,
+                        at_most=k,
+                        measured=0.0,
+                        allowed=delta if certified else alpha,
+                        kept=0.0,
+                        empty=1.0,
+                        infeasible=True,
+                    )
                     continue
                 rng = np.random.default_rng(seed)
                 drawn = (own[rng.integers(len(own), size=n)].tolist() for _ in range(draws))

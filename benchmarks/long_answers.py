@@ -27,7 +27,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import yaml
 from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 
 from hallucination_guard import Generation, WhiteBoxModel
 from hallucination_guard.calibration import LabelledResponse, LabelledSentence, write_responses
@@ -38,7 +37,8 @@ from hallucination_guard.scoring.sentences import sentence_scorer
 from hallucination_guard.values import Conditions, ModelIdentity
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 8  # questions a relation, items a question, tokens an answer, answers a batch
+EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 24  # questions a relation, items a question, tokens an answer, answers a batch
+GRADIENTS = 84  # so many answers, the first ones in the mixed order, get SemGrad of their sentences
 
 Judged: TypeAlias = Literal["right", "wrong", "unchecked"]
 
@@ -142,9 +142,11 @@ def prompt_of(model: WhiteBoxModel, question: Question) -> tuple[Any, str | None
     return f"{before}Question: {question.text}\nAnswer:", question.text
 
 
-def row_of(model: WhiteBoxModel, question: Question, generation: Generation) -> dict[str, Any]:
+def row_of(model: WhiteBoxModel, question: Question, generation: Generation, *, gradient: bool) -> dict[str, Any]:
     """What is kept of an answer."""
-    sentences = score_sentences(model, generation) if any(map(str.isalnum, generation.content)) else ()
+    some = any(map(str.isalnum, generation.content))
+    sentences = score_sentences(model, generation, gradient=gradient) if some else ()
+    generation.release()
     return {
         "id": question.id,
         "answer": generation.content,
@@ -181,7 +183,9 @@ def draw(options: argparse.Namespace) -> int:
             stop=["\n\n", "Question:"],
             question=None if named[0] is None else named,
         )
-        store.add([row_of(model, *each) for each in zip(part, made, strict=True)])
+        for each, generation in zip(part, made, strict=True):
+            with_gradient = sum("semgrad" in str(row["sentences"]) for row in store.rows.values())
+            store.add([row_of(model, each, generation, gradient=with_gradient < options.gradients)])
         print(f"{len(store.rows)} answers, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return 0 if len(store.rows) >= len(questions()[: options.limit]) else 3
 
@@ -210,7 +214,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """All sentences; beside the scores three that know nothing of the model: number, length, chance."""
     every = [(at, number, each) for at, row in enumerate(rows) for number, each in enumerate(row["sentences"])]
     names = [name for name in every[0][2]["scores"] if name != "min_token_logprob"]
-    scores = {name: np.array([each["scores"][name] for *_, each in every]) for name in names}
+    scores = {name: np.array([each["scores"].get(name, math.nan) for *_, each in every]) for name in names}
     scores["highest token NLL"] = -np.array([each["scores"]["min_token_logprob"] for *_, each in every])
     scores["number of the sentence"] = np.array([float(number) for _, number, _ in every])
     scores["tokens"] = np.array([float(each["stop"] - each["start"]) for *_, each in every])
@@ -224,25 +228,27 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def aurocs(table: Table, draws: int = 2000) -> dict[str, tuple[float, float, float]]:
-    """AUROC of "wrong" among the checked sentences, and 95 % intervals by drawing responses."""
+    """AUROC of "wrong" among the checked sentences that have the score, and 95 % intervals by drawing responses."""
     groups = [np.flatnonzero((table.response == at) & table.checked) for at in range(table.response.max() + 1)]
-    rng, samples = np.random.default_rng(0), []
-    for _ in range(draws):
-        at = np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))])
-        if 0 < table.wrong[at].sum() < len(at):
-            samples.append(at)
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))]) for _ in range(draws)
+    ]
     found = {}
     for name, score in table.scores.items():
-        value = float(roc_auc_score(table.wrong[table.checked], score[table.checked]))
-        low, high = np.quantile([_auroc(table.wrong[at], score[at]) for at in samples], (0.025, 0.975))
-        found[name] = (value, float(low), float(high))
+        samples = [_auroc(table.wrong[at], score[at]) for at in drawn]
+        low, high = np.nanquantile(samples, (0.025, 0.975))
+        found[name] = (_auroc(table.wrong[table.checked], score[table.checked]), float(low), float(high))
     return found
 
 
 def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
-    ranks = rankdata(score)
+    has = ~np.isnan(score)
+    wrong, score = wrong[has], score[has]
     n = int(wrong.sum())
-    return float((ranks[wrong].sum() - n * (n + 1) / 2) / (n * (len(wrong) - n)))
+    if not 0 < n < len(wrong):
+        return math.nan
+    return float((rankdata(score)[wrong].sum() - n * (n + 1) / 2) / (n * (len(wrong) - n)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,10 +351,14 @@ def labelled(header: Mapping[str, Any], row: Mapping[str, Any]) -> LabelledRespo
         id=row["id"],
         judge="long_answers rules",
         sentences=tuple(
-            LabelledSentence(scores=each["scores"], correct=correct[each["judged"]]) for each in row["sentences"]
+            LabelledSentence(
+                scores={name: value for name, value in each["scores"].items() if not name.startswith("semgrad")},
+                correct=correct[each["judged"]],
+            )
+            for each in row["sentences"]
         ),
         model=ModelIdentity(**header["model"]),
-        scorer=sentence_scorer(gradient=True),
+        scorer=sentence_scorer(gradient=False),
         conditions=Conditions.from_json_dict(row["conditions"]),
     )
 
@@ -361,6 +371,7 @@ def main() -> int:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--gradients", type=int, default=GRADIENTS, help="answers that get SemGrad of their sentences")
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--scores", nargs="+", default=["mean_nll", "sequence_nll", "max_token_entropy", "chance"])
     parser.add_argument("--judged", type=int, default=0, help="so many judged sentences are printed")

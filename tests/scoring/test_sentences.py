@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -106,9 +107,7 @@ def test_they_divide_tokens_and_characters(texts: list[str]) -> None:
     if not has_visible(content):
         return
     tokens, characters = locate(texts, 0, content)
-    assert [each for pair in zip(tokens, tokens[1:], strict=False) for each in (pair[0][1] - pair[1][0],)] == [0] * (
-        len(tokens) - 1
-    )
+    assert all(one[1] == other[0] for one, other in pairwise(tokens))
     assert "".join(content[begin:end] for begin, end in characters) == content
     assert (tokens[0][0], tokens[-1][1]) == (0, len(texts))
     assert all(start < stop for start, stop in tokens)

@@ -79,17 +79,19 @@ def judge(question: Question, sentence: str) -> Judged:
 
 
 def _of_set(kind: Mapping[str, Any], text: str) -> Judged:
-    members = {_bare(each) for each in str(kind["members"]).split("|")}
-    found = re.match(r"(.+?)(?: (?:is|are|was|borders|has|begins|starts)\b.*)?[.!:]?$", text)
+    """Of "Mars is a planet.", or of a line of a list, whether Mars is one."""
+    found = re.match(rf"(.+?) (?:is|are|was|borders?)\b.*(?:{kind['noun']})", text, re.IGNORECASE)
+    found = found or re.match(r"((?:[\w.']+ ?){1,3})[.:]?$", text)
     if found is None or re.search(r",| and (?!Juliet|Cleopatra|Cressida)", found.group(1)):
         return "unchecked"
-    said = _bare(
-        re.sub(r"^(?:The (?:number|letter|planet|month|color|colour|state|country)|Lake) ", "", found.group(1))
-    )
-    if said in members or f"lake {said}" in members:
+    kinds = "number|letter|planet|month|color|colour|state|country|sign|element|string"
+    said = _bare(re.sub(rf"^(?:The )?(?:(?:{kinds}) |(?=Lake ))", "", found.group(1), flags=re.IGNORECASE))
+    members = {_bare(each) for each in str(kind["members"]).split("|")}
+    if said in members:
         return "right"
-    # "It is …", "One of them is …": what it is about stands elsewhere.
-    return "unchecked" if len(said.split()) > 3 or said in ("it", "they", "this", "one", "he", "she") else "wrong"
+    # "It is …", "One of them is …", "The number of … is 6": what it is about stands elsewhere, or is something else.
+    vague = len(said.split()) > 3 or re.search(rf"\b(?:it|they|this|these|one|there|of)\b|{kind['noun']}", said, re.I)
+    return "unchecked" if vague else "wrong"
 
 
 def _of_relation(question: Question, text: str) -> Judged:

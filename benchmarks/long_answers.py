@@ -38,7 +38,7 @@ from hallucination_guard.values import Conditions, ModelIdentity
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 24  # questions a relation, items a question, tokens an answer, answers a batch
-GRADIENTS = 84  # so many answers, the first ones in the mixed order, get SemGrad of their sentences
+GRADIENTS = 48  # so many answers, the first ones in the mixed order, get SemGrad of their sentences
 
 Judged: TypeAlias = Literal["right", "wrong", "unchecked"]
 

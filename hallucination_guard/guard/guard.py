@@ -48,7 +48,7 @@ class Guard:
     Args:
         model: a :class:`~hallucination_guard.WhiteBoxModel`, or what else generates and reads.
         policy: decides what happens with each answer.
-        scorer: measures; HybridGrad by default.
+        scorer: measures; HybridGrad by default, and the sentences beside it where the policy acts on them.
         calibration: turns scores into confidences; needed by a policy that speaks of confidence.
         sentences: thresholds for the sentences of answers; needed by a policy that speaks of their ``alpha``.
         audit: where the record of every attempt goes; without one nothing is kept.
@@ -82,9 +82,9 @@ class Guard:
         debug: bool = False,
     ) -> None:
         if scorer is None:
-            from hallucination_guard.scoring import HybridGrad
+            from hallucination_guard.scoring import BySentence, HybridGrad
 
-            scorer = HybridGrad()
+            scorer = BySentence(HybridGrad()) if getattr(policy, "edits", False) else HybridGrad()
         if not isinstance(policy, Policy) or not callable(policy):
             raise ConfigurationError(
                 f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"

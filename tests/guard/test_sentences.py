@@ -204,6 +204,11 @@ def test_a_call_in_steps_is_edited_too() -> None:
     assert outcome.text is not None and "[unverified]" in outcome.text
 
 
+def test_by_default_the_sentences_are_scored_where_the_policy_acts_on_them(tiny: Any) -> None:
+    outcome = Guard(tiny, policy=MarkSentences(score="sequence_nll", limit=1e-6)).review("Who?", "It was Ada.")
+    assert outcome.text == "It was Ada. [unverified]"
+
+
 def test_a_real_model_is_marked(tiny: Any) -> None:
     from hallucination_guard.scoring import BySentence, HybridGrad
 

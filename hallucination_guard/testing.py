@@ -25,12 +25,14 @@ from hallucination_guard.values import (
     Prompt,
     Score,
     ScorerIdentity,
+    Sentence,
     ToolCall,
     as_messages,
     checked_text,
     is_batch,
     question_of,
 )
+from hallucination_guard.values.text import sentence_starts
 
 if TYPE_CHECKING:
     from hallucination_guard.audit.record import AuditRecord
@@ -413,20 +415,36 @@ class ScriptedScorer:
             them in the order in which answers are scored; or one for each text; or a function of the generation.
         name: of the score, and of the scorer.
         settings: of its identity, to which a calibration is bound.
+        by_sentence: gives the scores of a sentence by its text, for policies that act on sentences.
 
     Raises:
         ConfigurationError: on scoring, when nothing is scripted for an answer.
     """
 
-    def __init__(self, script: Script, *, name: str = "hybridgrad", settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *,
+        name: str = "hybridgrad",
+        settings: Mapping[str, str] | None = None,
+        by_sentence: Callable[[str], Mapping[str, float]] | None = None,
+    ) -> None:
         self._script = script
         self._scored = 0
         self._lock = threading.Lock()
         self.primary = name
         self.identity = ScorerIdentity(name=name, version="scripted", settings=dict(settings or {}))
+        self._by_sentence = by_sentence
+        self.sentences = None if by_sentence is None else ScorerIdentity(name="sentences", version="scripted")
 
     def __call__(self, model: Model, generation: Generation) -> Score:
         """Score one generation."""
+        score = self._whole(generation)
+        if self._by_sentence is None or score.status != "scored" or generation.written_calls:
+            return score
+        return replace(score, sentences=tuple(_sentences(generation.content, self._by_sentence)))
+
+    def _whole(self, generation: Generation) -> Score:
         line = self._line(generation)
         if isinstance(line, BaseException):
             raise line
@@ -457,6 +475,16 @@ class ScriptedScorer:
                 f"score {at + 1} was asked for and {len(script)} are scripted", hint="script more scores"
             )
         return script[at]
+
+
+def _sentences(content: str, scores: Callable[[str], Mapping[str, float]]) -> Iterator[Sentence]:
+    starts = sentence_starts(content)
+    for begin, end in zip(starts, [*starts[1:], len(content)], strict=True):
+        text = content[begin:end]
+        first = len(_bytes(content[:begin]))
+        yield Sentence(
+            start=first, stop=first + len(_bytes(text)), begin=begin, end=end, text=text, scores=scores(text.strip())
+        )
 
 
 def _bytes(text: str) -> tuple[int, ...]:

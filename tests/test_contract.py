@@ -12,13 +12,24 @@ import pytest
 
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.audit.log import Content
-from hallucination_guard.scoring import Cascade, ExGrad, HybridGrad, Isotropic, Likelihood, ParaGrad, SemGrad
+from hallucination_guard.scoring import (
+    BySentence,
+    Cascade,
+    ExGrad,
+    HybridGrad,
+    Isotropic,
+    Likelihood,
+    ParaGrad,
+    SemGrad,
+)
 from hallucination_guard.testing import MemorySink, ScriptedScorer
 from hallucination_guard_policies import (
     AbstainBelow,
     Accept,
     Budget,
     EscalateBelow,
+    MarkSentences,
+    RedactSentences,
     RetrieveBelow,
     RetryBelow,
     Unscored,
@@ -46,6 +57,8 @@ SCORERS = {
     "isotropic": Isotropic(),
     "isotropic-all": Isotropic(parameters="all"),
     "likelihood": Likelihood(),
+    "by sentence": BySentence(HybridGrad()),
+    "by sentence, gradient": BySentence(Likelihood(), gradient=True),
     "cascade-never": Cascade(band=(0.1, 0.1)),
     "cascade-always": Cascade(band=(0.0, float("inf"))),
     "cascade": Cascade(cheap="sequence_nll", band=(20.0, 35.0)),  # of the answers in the contract: some in, some out
@@ -92,6 +105,8 @@ POLICIES = {
     "unscored-accept": Unscored(AbstainBelow(confidence=0.5), on_unscorable="accept", on_error="accept"),
     "unscored-escalate": Unscored(Accept(), on_unscorable="escalate", on_error="escalate"),
     "chain": RetryBelow(**LOW, name="a") | RetrieveBelow(**LOW, retriever=search) | EscalateBelow(**HIGH) | Accept(),
+    "mark": MarkSentences(score="mean_nll", limit=1.0),
+    "redact": Unscored(RedactSentences(alpha=0.2, at_most=1), on_unscorable="accept"),
     "both": AbstainBelow(confidence=0.8) & AbstainBelow(**LOW),
     "nested": (RetryBelow(confidence=0.9) | AbstainBelow(confidence=0.3)) & (RetryBelow(**LOW, name="b") | Accept()),
     **{f"pack-{name}": load_policy(name, retriever=search) for name in pack_names()},

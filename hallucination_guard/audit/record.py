@@ -59,6 +59,11 @@ class AuditRecord:
         tokens: ``in`` and ``out``, of this attempt; ``scored`` where thinking was left out of the scores.
         seconds: ``generate`` and ``score``, wall time of this attempt.
         retrieved: ids of the documents that were put into the prompt.
+        sentences: where they were measured: ``scored`` (of each ``start``, ``stop`` in tokens, ``begin``, ``end`` in
+            characters of the answer without thinking, and ``scores``), ``backoffs`` (the thresholds that hold for
+            them), ``uncovered`` (why none does). None where they were not. Never their text.
+        edit: which sentences of the judged draft are doubtful and how they are delivered: ``manner``, ``doubtful``
+            (numbers from 0), ``sentences`` (how many there are), ``marker``. None where the answer leaves as it is.
         prompt: list of role/content, or text; in a log that keeps no text, what stands for it.
         answer: text; None when there is none; in a log that keeps no text, what stands for it.
         gate: ``stream`` of an attempt that was judged sentence by sentence; None of one that was judged as a whole.
@@ -102,6 +107,8 @@ class AuditRecord:
     retrieved: tuple[str, ...] = ()
     prompt: JSON
     answer: str | Mapping[str, JSON] | None = None
+    sentences: Mapping[str, JSON] | None = None
+    edit: Mapping[str, JSON] | None = None
     gate: Literal["stream"] | None = None
     part: Mapping[str, int] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -179,7 +186,7 @@ class Sink(Protocol):
         ...
 
 
-_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "gate", "part"})
+_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "sentences", "edit", "gate", "part"})
 _LATER = frozenset({"prefix", *_IF_SAID})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
 

@@ -128,6 +128,7 @@ class _Run:
         self._as_recorded = shared.calibration is None
         self._needs_confidence = bool(getattr(policy, "needs_confidence", False))
         self._needs_risk = getattr(policy, "needs_risk", None) is not None
+        self._edits = bool(getattr(policy, "edits", False))
         # Which certificates hold depends on the policy; all else of a verdict does not, and is shared.
         self._verdicts = Verdicts(shared.calibration, policy) if self._needs_risk else shared
         self._now: Counter[str] = Counter()
@@ -171,6 +172,8 @@ class _Run:
                 return _End(None, why="the call was interrupted before the draft was scored")
             if self._needs_confidence and record.status == "scored" and verdict.confidence is None:
                 return _End(None, why="the policy speaks of confidence and the record has none")
+            if self._edits and record.status == "scored" and record.sentences is None:
+                return _End(None, why="the policy acts on sentences and the record has none")
             if self._needs_risk and self._as_recorded:
                 return _End(None, why="the policy speaks of max_risk and no calibration was given")
             seconds += sum(record.seconds.values())

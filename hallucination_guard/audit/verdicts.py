@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hallucination_guard.audit.record import AuditRecord
+from hallucination_guard.audit.sentences import of_sentences
 from hallucination_guard.calibration import Calibration, Certificate
 from hallucination_guard.errors import AuditError, CalibrationMismatch
 from hallucination_guard.values import (
@@ -49,15 +52,19 @@ class Verdicts:
         scorer = self._scorer(record)
         try:
             drawn = None if record.conditions is None else Conditions.from_json_dict(record.conditions)
-            score = Score(status=record.status, scorer=scorer, reason=record.detail, scores=record.scores)
+            sentences, held = of_sentences(record.sentences)
+            score = Score(
+                status=record.status, scorer=scorer, reason=record.detail, scores=record.scores, sentences=sentences
+            )
             if self.calibration is None:
                 return Verdict(
                     score=score,
                     confidence=record.confidence,
                     finish_reason=None if drawn is None else drawn.endings[0],
                     uncovered=record.uncovered,
+                    **held,
                 )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise AuditError(f"the record {record.id} holds no verdict: {error}", hint="verify the log") from None
         if self.calibration.gate != (record.gate or "answer"):
             raise CalibrationMismatch(
@@ -69,9 +76,10 @@ class Verdicts:
         # drifted by then, only a decision by this rule says.
         holding = [each for each in self._certificates if each.policy is not None or record.attempt == 1]
         suspended = record.reason if record.rule == "suspended" else ""
-        return self.calibration.verdict(
+        verdict = self.calibration.verdict(
             score, conditions=drawn, certificates=holding, suspended=suspended, at_least=at_least
         )
+        return replace(verdict, **held)
 
     def value(self, verdict: Verdict) -> float:
         """What the calibration reads of it; 0 without a calibration or a score."""

@@ -18,6 +18,13 @@ from hallucination_guard.calibration.fusion import Fusion, fit_fusion
 from hallucination_guard.calibration.labelled import Beginning, Labelled, read_labelled, write_labelled
 from hallucination_guard.calibration.on_average import OnAverage
 from hallucination_guard.calibration.report import Bin, FitReport
+from hallucination_guard.calibration.responses import (
+    LabelledResponse,
+    LabelledSentence,
+    read_responses,
+    write_responses,
+)
+from hallucination_guard.calibration.sentences import SentenceCalibration, SentenceThreshold, calibrate_sentences
 
 __all__ = [
     "FUSED",
@@ -33,13 +40,20 @@ __all__ = [
     "Gate",
     "Infeasible",
     "Labelled",
+    "LabelledResponse",
+    "LabelledSentence",
     "Needed",
     "OnAverage",
     "RiskTest",
+    "SentenceCalibration",
+    "SentenceThreshold",
     "advise",
     "calibrate",
+    "calibrate_sentences",
     "fit_calibration",
     "fit_fusion",
     "read_labelled",
+    "read_responses",
     "write_labelled",
+    "write_responses",
 ]

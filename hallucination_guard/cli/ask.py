@@ -44,6 +44,10 @@ def ask(
         Path | None,
         typer.Option("--calibration", metavar="FILE", help="A calibration file; the demo model has one."),
     ] = None,
+    sentences: Annotated[
+        Path | None,
+        typer.Option("--sentences", metavar="FILE", help="Thresholds of sentences, from calibrate --for sentences."),
+    ] = None,
     documents: Annotated[
         Path | None,
         typer.Option("--documents", help="For retrieval: a folder of texts, or JSON lines of id and text."),
@@ -64,6 +68,7 @@ def ask(
 ) -> int:
     """Ask one question through a guard."""
     from hallucination_guard.audit import AuditLog
+    from hallucination_guard.calibration import SentenceCalibration
     from hallucination_guard.demo import BM25Retriever
     from hallucination_guard.guard import Guard
     from hallucination_guard.values import GenerationSettings
@@ -78,6 +83,7 @@ def ask(
             white,
             policy=_policy(policy, fitted, confidence, retriever),
             calibration=fitted,
+            sentences=None if sentences is None else SentenceCalibration.load(sentences),
             audit=log,
             generation=GenerationSettings(max_new_tokens=max_new_tokens, question=anchor_question or None),
         )
@@ -140,6 +146,7 @@ def _print(outcome: Outcome, audit: Path, *, as_json: bool) -> None:
                 "confidence": outcome.confidence,
                 "status": outcome.verdict.score.status,
                 "scores": dict(outcome.verdict.score.scores),
+                **({} if outcome.retention is None else {"retention": outcome.retention}),
                 "attempts": outcome.attempts,
                 "retrieved": list(outcome.retrieved),
                 "seconds": dict(outcome.seconds),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["calibrate", "register"]
 
 Kind: TypeAlias = Literal["platt", "isotonic"]
-Gate: TypeAlias = Literal["answer", "stream"]
+Gate: TypeAlias = Literal["answer", "stream", "sentences"]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,8 +63,16 @@ def calibrate(
     delta: Annotated[float, typer.Option("--delta", help="Each may fail this often.")] = 0.1,
     gate: Annotated[
         Gate,
-        typer.Option("--for", help="What it judges: whole answers, or streams by all beginnings of their answers."),
+        typer.Option(
+            "--for",
+            help="What it judges: whole answers, streams by all beginnings of their answers, or the sentences of an "
+            "answer (docs/sentences.md).",
+        ),
     ] = "answer",
+    at_most: Annotated[
+        list[int] | None,
+        typer.Option("--at-most", metavar="K…", help="Of sentences: wrong ones that a response may keep (default: 0)."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the split of the questions.")] = 0,
     policy: Annotated[
         str | None,
@@ -88,6 +96,16 @@ def calibrate(
     Fits P(correct) from one score, and certifies for each --alpha a threshold: of the answers that it lets through at
     most that share is wrong, said with probability 1 − delta over the questions drawn.
     """
+    if gate == "sentences":
+        from hallucination_guard.cli.calibrate_sentences import fit_sentences
+
+        if output is None:
+            raise InputError("where are the thresholds to be written?", hint="give --output")
+        weaker = {"--on-average": on_average, "--advise": advise or None}
+        refused = {"--policy": policy, "--documents": documents, "--judge": judge, **weaker}
+        return fit_sentences(
+            data, output, score=score, alphas=alpha, at_most=at_most, delta=delta, refused=refused, as_json=as_json
+        )
     from hallucination_guard.calibration import advise as forecast
     from hallucination_guard.calibration import calibrate as fitted_on
 

@@ -15,13 +15,14 @@ from dataclasses import replace
 from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
-from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate
+from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate, SentenceCalibration
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
 from hallucination_guard.guard.in_a_thread import from_the_loop, in_a_thread
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.guard.recording import Recorder, Review, policy_identity
+from hallucination_guard.guard.sentences import check_sentences
 from hallucination_guard.guard.stream import Streaming
 from hallucination_guard.values import (
     Call,
@@ -54,8 +55,9 @@ class Guard:
     Args:
         model: a :class:`~hallucination_guard.WhiteBoxModel`, or what else generates and reads.
         policy: decides what happens with each answer.
-        scorer: measures; HybridGrad by default.
+        scorer: measures; HybridGrad by default, and the sentences beside it where the policy acts on them.
         calibration: turns scores into confidences; needed by a policy that speaks of confidence.
+        sentences: thresholds for the sentences of answers; needed by a policy that speaks of their ``alpha``.
         audit: where the record of every attempt goes; without one nothing is kept.
         drift: notices when scores no longer look like the calibration's, and suspends certificates from then on; by
             default one is made for a calibration whose certificates cover the policy.
@@ -80,6 +82,7 @@ class Guard:
         policy: Policy,
         scorer: Scorer | None = None,
         calibration: Calibration | None = None,
+        sentences: SentenceCalibration | None = None,
         audit: Sink | None = None,
         drift: DriftMonitor | None = None,
         watch: Watch | None = None,
@@ -89,9 +92,9 @@ class Guard:
         debug: bool = False,
     ) -> None:
         if scorer is None:
-            from hallucination_guard.scoring import HybridGrad
+            from hallucination_guard.scoring import BySentence, HybridGrad
 
-            scorer = HybridGrad()
+            scorer = BySentence(HybridGrad()) if getattr(policy, "edits", False) else HybridGrad()
         if not isinstance(policy, Policy) or not callable(policy):
             raise ConfigurationError(
                 f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"
@@ -110,6 +113,7 @@ class Guard:
         self.policy = policy
         self.scorer = scorer
         self.calibration = calibration
+        self.sentences = sentences
         self.audit = audit
         self.drift = drift
         self.watch = watch
@@ -120,6 +124,7 @@ class Guard:
         self.batch_size = batch_size
         self.debug = debug
         self._check_calibration()
+        check_sentences(policy, scorer, sentences, model)
 
     def __call__(
         self,
@@ -224,7 +229,8 @@ class Guard:
         """Whether an answer can leave sentence by sentence: the model streams, and the thresholds are of streams."""
         asks = getattr(self.policy, "needs_confidence", False) or getattr(self.policy, "needs_risk", None) is not None
         whole = self.calibration is not None and self.calibration.gate == "answer"
-        return isinstance(self.model, StreamingModel) and not (asks and whole)
+        edits = getattr(self.policy, "edits", False)
+        return isinstance(self.model, StreamingModel) and not (asks and whole) and not edits
 
     def stream(
         self,
@@ -376,6 +382,11 @@ class Guard:
     def _streaming(self, gone: Callable[[], bool], *, provisional: bool = False) -> Streaming:
         if not isinstance(self.model, StreamingModel):
             raise ConfigurationError(f"{type(self.model).__name__!r} does not stream", hint="call the guard instead")
+        if getattr(self.policy, "edits", False):
+            raise ConfigurationError(
+                "the policy marks or leaves out sentences, which it can only do when it has the whole answer",
+                hint="call the guard instead, or stream with a policy without mark and redact",
+            )
         if not self.streams:
             raise ConfigurationError(
                 "the calibration is of whole answers, and a stream asks about their beginnings",
@@ -495,6 +506,7 @@ class Guard:
             ConfigurationError: if answers are to be judged as a whole by a calibration of streams.
         """
         certificates = self._check_calibration()
+        check_sentences(self.policy, self.scorer, self.sentences, self.model)
         if gate == "answer" and self.calibration is not None and self.calibration.gate == "stream":
             raise ConfigurationError(
                 "the calibration is of streams, and an answer would be judged as a whole",
@@ -510,6 +522,7 @@ class Guard:
                 novelty=self._novelty_drift,
                 watch=self.watch,
                 primary=self.scorer.primary,
+                sentences=self.sentences,
             ),
             policy=self.policy,
             recorder=Recorder(sink=self.audit, policy=policy_identity(self.policy), debug=self.debug),

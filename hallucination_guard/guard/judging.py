@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor
+from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, SentenceCalibration
 from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict, Watch
 
 __all__ = ["Judging"]
@@ -21,6 +21,7 @@ class Judging:
         novelty: watches how new they are; None where nothing says it.
         watch: of the risk, by labels; None where there is none.
         primary: the score by which drafts are compared where nothing was calibrated.
+        sentences: thresholds for the sentences of answers; None where there are none.
     """
 
     calibration: Calibration | None
@@ -29,6 +30,7 @@ class Judging:
     novelty: DriftMonitor | None = None
     watch: Watch | None = None
     primary: str
+    sentences: SentenceCalibration | None = None
 
     def verdict(
         self,
@@ -50,7 +52,7 @@ class Judging:
                 of them.
         """
         if self.calibration is None:
-            return Verdict(score=score, finish_reason=conditions.endings[0])
+            return self._with_backoffs(Verdict(score=score, finish_reason=conditions.endings[0]), conditions)
         notices = attempt == 1 if notices is None else notices
         if self.drift is not None and notices and score.status == "scored":
             self.drift.observe(self.calibration.value(score))
@@ -61,9 +63,17 @@ class Judging:
         suspended = "; ".join(
             why for each in (self.drift, self.novelty, self.watch) if each is not None and (why := each.suspended)
         )
-        return self.calibration.verdict(
+        verdict = self.calibration.verdict(
             score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
         )
+        return self._with_backoffs(verdict, conditions)
+
+    def _with_backoffs(self, verdict: Verdict, conditions: Conditions) -> Verdict:
+        if self.sentences is None or not verdict.score.sentences:
+            return verdict
+        if lacking := self.sentences.conditions.lacks(conditions):
+            return replace(verdict, sentences_uncovered=lacking)
+        return replace(verdict, backoffs=self.sentences.backoffs)
 
     def value(self, score: Score, *, at_least: float = 0.0) -> float:
         """What the calibration reads of a score, or ``at_least``, whichever is more; 0 without a calibration."""

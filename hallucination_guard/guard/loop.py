@@ -17,6 +17,7 @@ from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.moves import Again, Ended, carry_out
 from hallucination_guard.guard.progress import Draft, Progress
 from hallucination_guard.guard.recording import Recorder
+from hallucination_guard.guard.sentences import delivered
 from hallucination_guard.guard.telemetry import evaluated
 from hallucination_guard.values import Decision, Drawing, Generation, Model, Policy, Score, Scorer, Verdict
 
@@ -204,8 +205,9 @@ class Loop:
     def carry_out(self, progress: Progress, draft: Draft, decision: Decision) -> None:
         """Act, record, and end the call or set up its next attempt."""
         if decision.move is None:
+            text = delivered(draft, decision) if decision.action == "accept" else None
             self.recorder.draft(progress, decision)
-            self.end(progress, decision, draft.generation.content if decision.action == "accept" else None)
+            self.end(progress, decision, text)
             return
         try:
             found = carry_out(decision.move, model=self.model, asked=progress.asked, settings=progress.settings)

@@ -24,6 +24,7 @@ from hallucination_guard.values import (
     Policy,
     Score,
     ScorerIdentity,
+    Verdict,
 )
 
 __all__ = ["Recorder", "Review", "policy_identity"]
@@ -192,6 +193,8 @@ class Recorder:
             tokens=_tokens(generation, score),
             seconds={"generate": generation.seconds, "score": score.seconds},
             retrieved=progress.retrieved,
+            sentences=None if escalated else _sentences(draft.verdict),
+            edit=None if escalated or decision.edit is None else decision.edit.to_json_dict(),
             gate="stream" if progress.streamed and not escalated else None,
             prompt=[message.to_json_dict() for message in generation.messages],
             answer=answer if escalated else generation.text,
@@ -204,6 +207,17 @@ def _tokens(generation: Generation, score: Score) -> dict[str, int]:
     counts = {"in": len(generation.prompt_token_ids), "out": len(generation.response_token_ids)}
     scored = len(score.token_logprobs)
     return counts if scored in (0, counts["out"]) else {**counts, "scored": scored}
+
+
+def _sentences(verdict: Verdict) -> dict[str, JSON] | None:
+    """What was measured of the sentences and which thresholds hold for them, without their text."""
+    if not verdict.score.sentences:
+        return None
+    return {
+        "scored": [each.to_json_dict() for each in verdict.score.sentences],
+        "backoffs": [each.to_json_dict() for each in verdict.backoffs],
+        "uncovered": verdict.sentences_uncovered,
+    }
 
 
 def policy_identity(policy: Policy) -> dict[str, JSON]:

@@ -13,10 +13,12 @@ from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.isotropic import Isotropic
 from hallucination_guard.scoring.scorers import ExGrad, HybridGrad, Likelihood, ParaGrad, SemGrad
 from hallucination_guard.scoring.sensitivity import Word, prompt_sensitivity, question_sensitivity
+from hallucination_guard.scoring.sentences import BySentence, score_sentences
 from hallucination_guard.scoring.spans import Span, semgrad_by_span
 
 __all__ = [
     "Argument",
+    "BySentence",
     "Cascade",
     "CascadeFit",
     "ExGrad",
@@ -36,5 +38,6 @@ __all__ = [
     "prompt_sensitivity",
     "question_sensitivity",
     "score_arguments",
+    "score_sentences",
     "semgrad_by_span",
 ]

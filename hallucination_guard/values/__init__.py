@@ -48,6 +48,7 @@ from hallucination_guard.values.protocols import (
     Watch,
 )
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
+from hallucination_guard.values.sentence import Backoff, Edit, Guarantee, Manner, Sentence, edited
 from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
 from hallucination_guard.values.states import States
 from hallucination_guard.values.stream import Event, Provisional, Released
@@ -60,10 +61,12 @@ __all__ = [
     "Action",
     "Anchor",
     "Answerer",
+    "Backoff",
     "Call",
     "Conditions",
     "Decision",
     "Drawing",
+    "Edit",
     "Escalate",
     "Event",
     "FinishReason",
@@ -72,10 +75,12 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
+    "Guarantee",
     "Heard",
     "Invoked",
     "Kept",
     "Live",
+    "Manner",
     "Message",
     "Messages",
     "Model",
@@ -97,6 +102,7 @@ __all__ = [
     "Score",
     "Scorer",
     "ScorerIdentity",
+    "Sentence",
     "Situation",
     "States",
     "Status",
@@ -111,6 +117,7 @@ __all__ = [
     "as_messages",
     "as_tools",
     "checked_text",
+    "edited",
     "from_json",
     "is_batch",
     "options_of",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from hallucination_guard.values.plain import JSON
+from hallucination_guard.values.sentence import Edit
 
 __all__ = [
     "Action",
@@ -124,6 +125,8 @@ class Decision:
         reason: the same in words, with the numbers.
         move: how to carry it out; present exactly for ``retry``, ``retrieve`` and ``escalate``.
         spent: an abstention only because this rule has used up its attempts; a following rule may still accept.
+        edit: which sentences of the accepted answer are doubtful, and how they are delivered; None where it leaves as
+            it is.
     """
 
     action: Action
@@ -131,8 +134,11 @@ class Decision:
     reason: str
     move: Move | None = None
     spent: bool = False
+    edit: Edit | None = None
 
     def __post_init__(self) -> None:
+        if self.edit is not None and self.action != "accept":
+            raise ValueError(f"only what is accepted is edited, not {self.action!r}")
         if not self.rule or not self.reason:
             raise ValueError(f"a decision needs a rule and a reason: {self.rule!r}, {self.reason!r}")
         kind = _MOVES[self.action]

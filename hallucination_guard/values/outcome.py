@@ -18,7 +18,8 @@ class Outcome:
     """What the caller gets.
 
     Args:
-        text: the answer let through, without the calls of tools in it; None when there is none.
+        text: the answer let through, without the calls of tools in it and as ``decision.edit`` has it; None when there
+            is none.
         decision: the last one taken.
         verdict: the one that was judged last.
         attempts: how many answers were generated.
@@ -69,6 +70,11 @@ class Outcome:
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The calls that were let through."""
         return self.generation.tool_calls if self.accepted else ()
+
+    @property
+    def retention(self) -> float | None:
+        """The share of the sentences that are in ``text`` without a mark; None where no rule looked at them."""
+        return None if self.decision.edit is None else self.decision.edit.retention
 
     @property
     def confidence(self) -> float | None:

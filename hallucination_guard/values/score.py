@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeAlias
 from hallucination_guard.values.generation import Anchor
 from hallucination_guard.values.identity import ScorerIdentity
 from hallucination_guard.values.plain import FrozenDict
+from hallucination_guard.values.sentence import Sentence
 from hallucination_guard.values.states import States
 
 __all__ = ["LOWER_IS_LESS_CERTAIN", "Prefix", "Score", "Status"]
@@ -37,6 +38,7 @@ class Score:
         token_logprobs: log p_t[ŷ_t], length T.
         states: what a probe can read of the answer; None where the pass had none.
         seconds: wall time of scoring.
+        sentences: of the answer, in order, where they were measured; empty where they were not.
 
     Raises:
         ValueError: on a non-finite number, a score without ``scored``, or a missing reason.
@@ -52,8 +54,11 @@ class Score:
     token_logprobs: tuple[float, ...] = ()
     states: States | None = field(default=None, repr=False)
     seconds: float = 0.0
+    sentences: tuple[Sentence, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.status != "scored" and self.sentences:
+            raise ValueError(f"an answer that is {self.status!r} has scores of its sentences")
         if self.status not in ("scored", "unscorable", "error"):
             raise ValueError(f"a score is {self.status!r}, which is no status")
         if (self.status == "scored") == bool(self.reason):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hallucination_guard.values.generation import FinishReason
 from hallucination_guard.values.score import Score
+from hallucination_guard.values.sentence import Backoff
 
 __all__ = ["Verdict"]
 
@@ -24,6 +25,9 @@ class Verdict:
         finish_reason: how the answer ended; None where that is not recorded.
         uncovered: what of the answer the calibration does not cover, in words: then no certificate lets it through,
             and it has no confidence if it was cut where no labelled answer was. Empty if nothing.
+        backoffs: thresholds for the sentences of this answer that hold for it; empty where there are none.
+        sentences_uncovered: why no threshold of the calibration of sentences holds for it; empty if there is none, or
+            they do.
     """
 
     score: Score
@@ -33,8 +37,12 @@ class Verdict:
     suspended: str = ""
     finish_reason: FinishReason | None = None
     uncovered: str = ""
+    backoffs: tuple[Backoff, ...] = ()
+    sentences_uncovered: str = ""
 
     def __post_init__(self) -> None:
+        if self.backoffs and (self.score.status != "scored" or self.sentences_uncovered):
+            raise ValueError("thresholds of sentences hold for what is scored and covered")
         if (self.max_risk is None) != (self.certificate is None):
             raise ValueError(f"a verdict has max_risk {self.max_risk!r} by the certificate {self.certificate!r}")
         if self.max_risk is not None:

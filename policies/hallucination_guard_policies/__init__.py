@@ -15,6 +15,7 @@ from hallucination_guard_policies.escalate import EscalateBelow
 from hallucination_guard_policies.provisional import ShowProvisional
 from hallucination_guard_policies.retrieve import RetrieveBelow
 from hallucination_guard_policies.retry import RetryBelow
+from hallucination_guard_policies.sentences import MarkSentences, RedactSentences
 from hallucination_guard_policies.threshold import Threshold
 from hallucination_guard_policies.unscored import Unscored
 
@@ -27,6 +28,8 @@ __all__ = [
     "Document",
     "EscalateBelow",
     "FirstObjection",
+    "MarkSentences",
+    "RedactSentences",
     "RetrieveBelow",
     "RetryBelow",
     "ShowProvisional",

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hallucination_guard_policies._source import Source
 
-__all__ = ["Abstain", "Document", "Escalate", "Retrieve", "Retry", "Rule", "checked"]
+__all__ = ["Abstain", "Document", "Escalate", "Mark", "Redact", "Retrieve", "Retry", "Rule", "checked"]
 
 _TIMES = "how often in one call, 1 or more"
 _UNSCORED = "abstain, accept or escalate"
@@ -90,11 +90,40 @@ class Escalate(_Threshold):
     timeout: float | None = Field(None, gt=0, description="seconds, above 0")
 
 
+class Backoff(_Part):
+    alpha: float = Field(gt=0, lt=1, description="a share of responses in (0, 1)")
+    at_most: int = Field(0, ge=0, description="wrong sentences that a response may keep, 0 or more")
+    guarantee: Literal["certified", "average"] = Field("certified", description="certified or average")
+
+
+class Redact(_Part):
+    above: Raw | None = Field(None, description="{score: mean_nll, limit: 1.2}")
+    backoff: Backoff | None = Field(None, description="{alpha: 0.2, at_most: 1}")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [key for key in ("above", "backoff") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise _choice(given, "threshold", "above: {score: …, limit: …} or backoff: {alpha: …, at_most: …}")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of the policy object."""
+        own = self.model_dump(exclude={"above", "backoff"}, exclude_none=True)
+        return {**own, **(self.above or self.backoff or self).model_dump()}
+
+
+class Mark(Redact):
+    marker: str | None = Field(None, min_length=1, description="what stands behind a doubtful sentence")
+
+
 class Rule(_Part):
     abstain: Abstain | None = Field(None, description="{below: {confidence: 0.5}}")
     accept: Literal["all"] | None = Field(None, description="accept: all")
     both: list[Rule] | None = Field(None, min_length=2, max_length=2, description="two rules that both have to object")
     escalate: Escalate | None = Field(None, description="{below: {confidence: 0.5}}")
+    mark: Mark | None = Field(None, description="{above: {score: mean_nll, limit: 1.2}}")
+    redact: Redact | None = Field(None, description="{above: {score: mean_nll, limit: 1.2}}")
     retrieve: Retrieve | None = Field(None, description="{below: {confidence: 0.5}, k: 3}")
     retry: Retry | None = Field(None, description="{below: {confidence: 0.5}, times: 2}")
 

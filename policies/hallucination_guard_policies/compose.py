@@ -69,6 +69,16 @@ class Composable(ABC):
         return any(getattr(part, "provisional", False) for part in self.parts)
 
     @property
+    def edits(self) -> bool:
+        """Whether it changes the text that is let through."""
+        return any(getattr(part, "edits", False) for part in self.parts)
+
+    @property
+    def needs_backoff(self) -> bool:
+        """Whether it reads a calibration of sentences."""
+        return any(getattr(part, "needs_backoff", False) for part in self.parts)
+
+    @property
     def unnamed(self) -> str:
         """What it depends on and cannot tell from another of its kind, in words; empty when there is nothing."""
         return next((words for part in self.parts if (words := getattr(part, "unnamed", ""))), "")
@@ -117,6 +127,8 @@ class FirstObjection(Composable):
         if not self.policies:
             raise PolicyError("a chain of no policies", hint="give at least one policy")
         _refuse_shared_counts(self)
+        if sum(bool(getattr(each, "edits", False)) for each in self.policies) > 1:
+            raise PolicyError("two rules of a chain edit sentences", hint="let one rule say which are doubtful")
         for first, later in combinations(self.policies, 2):
             if _silences(first, later):
                 raise PolicyError(
@@ -138,7 +150,8 @@ class FirstObjection(Composable):
                 return decision
             heard.append(decision)
         # No objection: the last one is an acceptance, or spent and therefore an abstention.
-        return replace(heard[-1], reason=_joined(heard))
+        edit = next((each.edit for each in heard if each.edit is not None), None)
+        return replace(heard[-1], reason=_joined(heard), edit=edit if heard[-1].action == "accept" else None)
 
     def describe(self) -> Mapping[str, JSON]:
         """Plain data that says all that the decision depends on."""
@@ -165,6 +178,8 @@ class BothObject(Composable):
 
     def __post_init__(self) -> None:
         _refuse_shared_counts(self)
+        if any(getattr(each, "edits", False) for each in self.parts):  # the other's acceptance would undo the edit
+            raise PolicyError("a rule that edits sentences under '&'", hint="put it into a chain: a | b")
 
     @property
     def parts(self) -> tuple[Policy, ...]:

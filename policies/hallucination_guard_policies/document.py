@@ -22,6 +22,7 @@ from hallucination_guard_policies.escalate import EscalateBelow
 from hallucination_guard_policies.provisional import ShowProvisional
 from hallucination_guard_policies.retrieve import RetrieveBelow
 from hallucination_guard_policies.retry import RetryBelow
+from hallucination_guard_policies.sentences import MarkSentences, RedactSentences
 from hallucination_guard_policies.unscored import Unscored
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ class _Builder:
         if rule.escalate is not None:
             settings = rule.escalate.settings(self.confidence)
             return self._at((*path, "escalate"), EscalateBelow, to=self.to, **settings)
+        if rule.mark is not None:
+            return self._at((*path, "mark"), MarkSentences, **rule.mark.settings())
+        if rule.redact is not None:
+            return self._at((*path, "redact"), RedactSentences, **rule.redact.settings())
         return Accept()
 
     def _at(self, path: tuple[int | str, ...], make: Any, *values: Any, **settings: Any) -> Policy:

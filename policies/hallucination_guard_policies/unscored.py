@@ -11,7 +11,7 @@ from hallucination_guard.values import JSON, Answerer, Decision, Escalate, Polic
 from hallucination_guard_policies._check import number, target
 from hallucination_guard_policies.below import name_of
 from hallucination_guard_policies.compose import Composable
-from hallucination_guard_policies.threshold import unscored
+from hallucination_guard_policies.threshold import Reading, unscored
 
 __all__ = ["Fallback", "Unscored"]
 
@@ -24,7 +24,8 @@ class Unscored(Composable):
 
     Args:
         policy: is asked about answers with a score.
-        on_unscorable: for an answer in which there is nothing to measure.
+        on_unscorable: for an answer in which there is nothing to measure, or whose sentences were not scored where a
+            rule asks for them.
         on_error: for an answer whose scoring failed.
         to: what an escalation goes to; None hands over to the caller.
         timeout: seconds for the escalation.
@@ -54,7 +55,10 @@ class Unscored(Composable):
         """Decide."""
         blind = unscored(verdict.score)
         if blind is None:
-            return self.policy(verdict, situation)
+            decision = self.policy(verdict, situation)
+            if decision.rule != "on_unscorable":  # only of sentences that were not scored
+                return decision
+            blind = Reading(passed=False, words=decision.reason, blind=decision.rule)
         rule = blind.blind
         word = self.on_unscorable if rule == "on_unscorable" else self.on_error
         match word:

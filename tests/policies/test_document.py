@@ -270,7 +270,7 @@ BAD = {
         HEAD + "rules:\n- block: {below: {confidence: 0.5}}",
         4,
         "rules[0].block: unknown key",
-        "known here: abstain, accept, both, escalate, retrieve, retry",
+        "known here: abstain, accept, both, escalate, mark, redact, retrieve, retry",
     ),
     "a rule in one word": (HEAD + "rules:\n- accept", 4, "rules[0]: is 'accept', not a mapping", "accept: all"),
     "a rule without action": (HEAD + "rules:\n- {}", 4, "rules[0]: 0 actions", "exactly one of abstain, accept"),

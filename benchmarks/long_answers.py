@@ -1,0 +1,386 @@
+"""Whether the score of a sentence tells a right one from a wrong one, and what a back-off threshold leaves of answers.
+
+    python benchmarks/long_answers.py draw   RUN.jsonl [--model demo | FOLDER | FILE.gguf] [--seconds 400]
+    python benchmarks/long_answers.py report RUN.jsonl [--rows OUT.jsonl] [--judged 30]
+
+The questions (``long_answers.yaml``) ask for several facts that rules can check, a sentence each; the models answer in
+their own words after three examples of other facts. ``draw`` goes on where it was stopped. ``report`` judges every
+sentence by rule and prints the AUROC of "wrong" of each score, with 95 % intervals from 2,000 bootstrap draws of
+responses, and what thresholds certified on half of the responses keep of the other half. ``--rows`` writes what
+``calibrate --for sentences`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import yaml
+from scipy.stats import rankdata
+
+from hallucination_guard import Generation, WhiteBoxModel
+from hallucination_guard.calibration import LabelledResponse, LabelledSentence, write_responses
+from hallucination_guard.calibration.backoff import average_rank, certified_rank, threshold_at
+from hallucination_guard.evaluation.store import Store
+from hallucination_guard.scoring import score_sentences
+from hallucination_guard.scoring.sentences import sentence_scorer
+from hallucination_guard.values import Conditions, ModelIdentity
+
+CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 24  # questions a relation, items a question, tokens an answer, answers a batch
+GRADIENTS = 48  # so many answers, the first ones in the mixed order, get SemGrad of their sentences
+
+Judged: TypeAlias = Literal["right", "wrong", "unchecked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question; of a relation its name, of a set its number."""
+
+    id: str
+    text: str
+    relation: str = ""
+    set: int = -1
+
+
+def questions() -> list[Question]:
+    """All of them, always the same ones, relations and sets mixed."""
+    draw = np.random.default_rng(20261126)
+    made = []
+    for name, relation in CATALOGUE["relations"].items():
+        items = list(relation["items"])
+        for at in range(EACH):
+            picked = [items[each] for each in draw.permutation(len(items))[:ITEMS]]
+            made.append(
+                Question(id=f"{name}-{at}", text=relation["ask"].format(items=", ".join(picked)), relation=name)
+            )
+    for at, each in enumerate(CATALOGUE["sets"]):
+        text = f"Name {each['how many']} {each['name']}, one sentence for each."
+        made.append(Question(id=f"set-{at}", text=text, set=at))
+    return [made[each] for each in draw.permutation(len(made))]
+
+
+def judge(question: Question, sentence: str) -> Judged:
+    """Whether a sentence is right, by rule; ``unchecked`` where the rule cannot say what it claims."""
+    text = " ".join(re.sub(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+", "", sentence).replace("**", "").split())
+    if re.search(r"\b(?:not|no|never|isn't|or)\b|\?$", text, re.IGNORECASE):
+        return "unchecked"
+    return _of_set(CATALOGUE["sets"][question.set], text) if question.set >= 0 else _of_relation(question, text)
+
+
+def _of_set(kind: Mapping[str, Any], text: str) -> Judged:
+    """Of "Mars is a planet.", or of a line of a list, whether Mars is one."""
+    found = re.match(rf"(.+?) (?:is|are|was|borders?)\b.*(?:{kind['noun']})", text, re.IGNORECASE)
+    found = found or re.match(r"((?:[\w.']+ ?){1,3})[.:]?$", text)
+    if found is None or re.search(r",| and (?!Juliet|Cleopatra|Cressida)", found.group(1)):
+        return "unchecked"
+    kinds = "number|letter|planet|month|color|colour|state|country|sign|element|string"
+    said = _bare(re.sub(rf"^(?:The )?(?:(?:{kinds}) |(?=Lake ))", "", found.group(1), flags=re.IGNORECASE))
+    members = {_bare(each) for each in str(kind["members"]).split("|")}
+    if said in members:
+        return "right"
+    # "It is …", "One of them is …", "The number of … is 6": what it is about stands elsewhere, or is something else.
+    vague = len(said.split()) > 3 or re.search(rf"\b(?:it|they|this|these|one|there|of)\b|{kind['noun']}", said, re.I)
+    return "unchecked" if vague else "wrong"
+
+
+def _of_relation(question: Question, text: str) -> Judged:
+    relation = CATALOGUE["relations"][question.relation]
+    items, exact = relation["items"], relation.get("exact", False)
+    named = {str(key) for key in items if _mentions(text, str(key))}
+    named = {key for key in named if not any(key != other and _mentions(other, key) for other in named)}
+    if len(named) != 1:
+        return "unchecked"
+    (key,) = named
+    right = [each.strip() for each in str(items[key] if key in items else items[int(key)]).split("|")]
+    for pattern in relation["claims"]:
+        if found := re.search(pattern, text):
+            said = found.group(1).strip(" .,;:\"'“”`()")
+            if _mentions(said, key) and len(said) > len(key) + 12:
+                continue  # not what the pattern was made for
+            said = re.sub(r"^(?:the|an?) ", "", said, flags=re.IGNORECASE)
+            ok = any(_begins(said, each, exact=exact) for each in right)
+            return "right" if ok else "wrong"
+    return "unchecked"
+
+
+def _begins(said: str, right: str, *, exact: bool) -> bool:
+    if exact:
+        return re.match(rf"[\"'“(]?{re.escape(right)}(?!\w)", said) is not None
+    return re.match(rf"{re.escape(_bare(right))}(?!\w)", _bare(said)) is not None
+
+
+def _mentions(text: str, key: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(_bare(key))}(?!\w)", _bare(text)) is not None
+
+
+def _bare(text: str) -> str:
+    """Without case, articles, quotation marks and the digits' commas; ``×`` is ``times``."""
+    text = re.sub(r"\s*[×x*]\s*(?=\d)", " times ", text.casefold().replace(",", ""))
+    return " ".join(word for word in re.findall(r"[\w.'-]+", text) if word not in ("the", "a", "an")).strip(" .'\"")
+
+
+def prompt_of(model: WhiteBoxModel, question: Question) -> tuple[Any, str | None]:
+    """The question after the examples: as turns, or as text for a model without a chat template."""
+    shots = CATALOGUE["shots"]
+    if model.prompt("?").templated:
+        turns = [
+            {"role": role, "content": each[part]}
+            for each in shots
+            for role, part in (("user", "ask"), ("assistant", "answer"))
+        ]
+        return [*turns, {"role": "user", "content": question.text}], None
+    before = "".join(f"Question: {each['ask']}\nAnswer: {each['answer']}\n\n" for each in shots)
+    return f"{before}Question: {question.text}\nAnswer:", question.text
+
+
+def row_of(model: WhiteBoxModel, question: Question, generation: Generation, *, gradient: bool) -> dict[str, Any]:
+    """What is kept of an answer."""
+    some = any(map(str.isalnum, generation.content))
+    sentences = score_sentences(model, generation, gradient=gradient) if some else ()
+    generation.release()
+    return {
+        "id": question.id,
+        "answer": generation.content,
+        "ending": generation.finish_reason,
+        "conditions": Conditions.of(generation).to_json_dict(),
+        "sentences": [{"text": each.text, **each.to_json_dict()} for each in sentences],
+    }
+
+
+def loaded(name: str) -> WhiteBoxModel:
+    """The model of that name."""
+    return WhiteBoxModel.demo() if name == "demo" else WhiteBoxModel.from_pretrained(name)
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Answer and score what is missing in the store, for so many seconds."""
+    model, began = loaded(options.model), time.monotonic()
+    identity = {
+        "model": asdict(model.identity),
+        "length": LENGTH,
+        "shots": CATALOGUE["shots"],
+        "questions": [each.text for each in questions()],
+    }
+    store = Store(options.run, identity)
+    missing = [each for each in questions()[: options.limit] if each.id not in store.rows]
+    for begin in range(0, len(missing), BATCH):
+        if time.monotonic() - began > options.seconds:
+            break
+        part = missing[begin : begin + BATCH]
+        prompts, named = zip(*(prompt_of(model, each) for each in part), strict=True)
+        made = model.generate(
+            list(prompts),
+            max_new_tokens=LENGTH,
+            stop=["\n\n", "Question:"],
+            question=None if named[0] is None else named,
+        )
+        for each, generation in zip(part, made, strict=True):
+            with_gradient = sum("semgrad" in str(row["sentences"]) for row in store.rows.values())
+            store.add([row_of(model, each, generation, gradient=with_gradient < options.gradients)])
+        print(f"{len(store.rows)} answers, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return 0 if len(store.rows) >= len(questions()[: options.limit]) else 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """The judged sentences of a run: of each its response, label and scores."""
+
+    response: np.ndarray
+    wrong: np.ndarray
+    checked: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+
+def rows_of_run(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    """The binding of a run, and its answers with every sentence judged."""
+    header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = {each.id: each for each in questions()}
+    for row in rows:
+        for each in row["sentences"]:
+            each["judged"] = judge(asked[row["id"]], each["text"])
+    return header, [row for row in rows if row["sentences"]]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """All sentences; beside the scores three that know nothing of the model: number, length, chance."""
+    every = [(at, number, each) for at, row in enumerate(rows) for number, each in enumerate(row["sentences"])]
+    names = [name for name in every[0][2]["scores"] if name != "min_token_logprob"]
+    scores = {name: np.array([each["scores"].get(name, math.nan) for *_, each in every]) for name in names}
+    scores["highest token NLL"] = -np.array([each["scores"]["min_token_logprob"] for *_, each in every])
+    scores["number of the sentence"] = np.array([float(number) for _, number, _ in every])
+    scores["tokens"] = np.array([float(each["stop"] - each["start"]) for *_, each in every])
+    scores["chance"] = np.random.default_rng(0).random(len(every))
+    return Table(
+        response=np.array([at for at, *_ in every]),
+        wrong=np.array([each["judged"] == "wrong" for *_, each in every]),
+        checked=np.array([each["judged"] != "unchecked" for *_, each in every]),
+        scores=scores,
+    )
+
+
+def aurocs(table: Table, draws: int = 2000) -> dict[str, tuple[float, float, float]]:
+    """AUROC of "wrong" among the checked sentences that have the score, and 95 % intervals by drawing responses."""
+    groups = [np.flatnonzero((table.response == at) & table.checked) for at in range(table.response.max() + 1)]
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))]) for _ in range(draws)
+    ]
+    found = {}
+    for name, score in table.scores.items():
+        samples = [_auroc(table.wrong[at], score[at]) for at in drawn]
+        low, high = np.nanquantile(samples, (0.025, 0.975))
+        found[name] = (_auroc(table.wrong[table.checked], score[table.checked]), float(low), float(high))
+    return found
+
+
+def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
+    has = ~np.isnan(score)
+    wrong, score = wrong[has], score[has]
+    n = int(wrong.sum())
+    if not 0 < n < len(wrong):
+        return math.nan
+    return float((rankdata(score)[wrong].sum() - n * (n + 1) / 2) / (n * (len(wrong) - n)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What thresholds fitted on one half leave of the other, mean over many halvings; see ``Retention``.
+
+    Args:
+        sentences: share kept.
+        right: share of the right ones kept.
+        wrong: share of wrong ones among the kept that were checked.
+        empty: share of responses of which nothing is kept.
+        failing: share of responses that keep more than k wrong ones.
+    """
+
+    sentences: float
+    right: float
+    wrong: float
+    empty: float
+    failing: float
+
+
+def backed_off(
+    table: Table, name: str, *, alpha: float, k: int, guarantee: str, delta: float = 0.1, halvings: int = 200
+) -> Left | None:
+    """Fit on one half of the responses, apply to the other; None where infeasible."""
+    score, every = table.scores[name], int(table.response.max()) + 1
+    own = [np.sort(score[(table.response == at) & table.wrong]) for at in range(every)]
+    limit = np.array([each[k] if len(each) > k else math.inf for each in own])
+    half = every // 2
+    rank = (
+        certified_rank(half, alpha=alpha, delta=delta) if guarantee == "certified" else average_rank(half, alpha=alpha)
+    )
+    if not rank:
+        return None
+    rng, found = np.random.default_rng(1), []
+    for _ in range(halvings):
+        order = rng.permutation(every)
+        threshold = threshold_at(limit[order[:half]].tolist(), rank)
+        others = order[half:]
+        inside = np.isin(table.response, others)
+        kept = inside & (score <= threshold)
+        right = inside & table.checked & ~table.wrong
+        sure = kept & table.checked
+        found.append(
+            (
+                kept.sum() / inside.sum(),
+                (kept & right).sum() / max(1, right.sum()),
+                (sure & table.wrong).sum() / sure.sum() if sure.any() else math.nan,
+                1 - len(set(table.response[kept])) / len(others),
+                (limit[others] <= threshold).mean(),
+            )
+        )
+    sentences, right, wrong, empty, failing = np.nanmean(np.array(found), axis=0).tolist()
+    return Left(sentences=sentences, right=right, wrong=wrong, empty=empty, failing=failing)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print it as Markdown; write the rows, and some judged sentences to be looked at."""
+    header, rows = rows_of_run(options.run)
+    if options.rows is not None:
+        write_responses(options.rows, [labelled(header, row) for row in rows])
+    table = table_of(rows)
+    judged = Counter(each["judged"] for row in rows for each in row["sentences"])
+    sentences = judged.total()
+    failing = [int((table.wrong & (table.response == at)).sum()) for at in range(len(rows))]
+    print(f"{header['model']['name']}: {len(rows)} responses, {sentences} sentences: {dict(judged)}; of the checked")
+    print(
+        f"{table.wrong.sum() / table.checked.sum():.1%} wrong; responses with more than 0, 1, 2 wrong: "
+        + ", ".join(f"{np.mean([each > k for each in failing]):.0%}" for k in (0, 1, 2))
+    )
+    print("\n| score | AUROC of wrong (95 %) |\n|---|---|")
+    for name, (value, low, high) in sorted(aurocs(table).items(), key=lambda each: -each[1][0]):
+        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) |")
+    for guarantee in ("certified", "average"):
+        print(f"\n{guarantee}; fitted on {len(rows) // 2} responses, kept of the others (mean of 200 halvings)")
+        print(
+            "| score | k | α | sentences kept | right kept | wrong among kept | empty | failing |\n" + "|---" * 8 + "|"
+        )
+        for name in options.scores:
+            for k in (0, 1, 2):
+                for alpha in (0.1, 0.2, 0.3, 0.5):
+                    left = backed_off(table, name, alpha=alpha, k=k, guarantee=guarantee)
+                    cells = (
+                        "INFEASIBLE | | | |"
+                        if left is None
+                        else f"{left.sentences:.3f} | {left.right:.3f} | {left.wrong:.3f} | {left.empty:.3f} | "
+                        f"{left.failing:.3f}"
+                    )
+                    print(f"| {name} | {k} | {alpha:g} | {cells} |")
+    every = [(row["id"], each["judged"], each["text"]) for row in rows for each in row["sentences"]]
+    for at in np.random.default_rng(options.seed).permutation(len(every))[: options.judged]:
+        print(f"{every[at][1]:<10}{every[at][0]:<14}{every[at][2].strip()!r}")
+    return 0
+
+
+def labelled(header: Mapping[str, Any], row: Mapping[str, Any]) -> LabelledResponse:
+    """A response as ``calibrate --for sentences`` reads it."""
+    correct = {"right": True, "wrong": False, "unchecked": None}
+    return LabelledResponse(
+        id=row["id"],
+        judge="long_answers rules",
+        sentences=tuple(
+            LabelledSentence(
+                scores={name: value for name, value in each["scores"].items() if not name.startswith("semgrad")},
+                correct=correct[each["judged"]],
+            )
+            for each in row["sentences"]
+        ),
+        model=ModelIdentity(**header["model"]),
+        scorer=sentence_scorer(gradient=False),
+        conditions=Conditions.from_json_dict(row["conditions"]),
+    )
+
+
+def main() -> int:
+    """Draw, or report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("step", choices=("draw", "report"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--gradients", type=int, default=GRADIENTS, help="answers that get SemGrad of their sentences")
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--scores", nargs="+", default=["mean_nll", "sequence_nll", "max_token_entropy", "chance"])
+    parser.add_argument("--judged", type=int, default=0, help="so many judged sentences are printed")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of these")
+    options = parser.parse_args()
+    return draw(options) if options.step == "draw" else report(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Whether thresholds for sentences keep their word, and what they leave of answers.
+
+    python benchmarks/validity_sentences.py [RESPONSES.jsonl --score mean_nll] [--draws 1000] [--n 200]
+
+The responses given, or made-up ones, are the whole population, so the share that keeps more than k wrong sentences at
+a threshold is known exactly. Calibration sets are drawn from it with replacement. ``certified``: the share of draws
+with more than α of the population's responses failing must not exceed δ; ``average``: the mean of those shares must
+not exceed α; each but for three standard errors. Exit status 1 if one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hallucination_guard.calibration import read_responses
+from hallucination_guard.calibration.backoff import Scored, average_rank, certified_rank, limits, threshold_at
+from hallucination_guard.errors import GuardError
+
+ALPHAS, ALLOWED = (0.1, 0.2, 0.3, 0.5), (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What many thresholds of one kind did.
+
+    Args:
+        measured: ``certified``: share of draws whose threshold fails more than α of the population; ``average``: mean
+            share of the population that fails.
+        allowed: the most that it may be, noise included.
+        kept: mean share of sentences kept; nothing where infeasible.
+        empty: mean share of responses of which nothing is kept.
+        infeasible: whether there is no threshold for this n.
+    """
+
+    guarantee: str
+    alpha: float
+    at_most: int
+    measured: float
+    allowed: float
+    kept: float
+    empty: float
+    infeasible: bool
+
+    @property
+    def broken(self) -> bool:
+        """Whether the word was not kept."""
+        return self.measured > self.allowed
+
+
+def made_up(kind: str, *, responses: int = 4000, seed: int = 0) -> list[Scored]:
+    """Responses of 1 to 9 sentences: some are about what the model knows, others are not, and so are their scores.
+
+    Args:
+        kind: ``telling``, ``weak`` or ``blind`` scores; ``coarse`` ones have many ties.
+        responses: how many.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    slope = {"telling": 2.0, "weak": 0.5, "blind": 0.0, "coarse": 1.0}[kind]
+    made: list[Scored] = []
+    for _ in range(responses):
+        base = rng.normal(-0.5, 1.2)
+        doubt = base + rng.normal(0, 1, size=rng.integers(1, 10))
+        wrong = rng.random(len(doubt)) < 1 / (1 + np.exp(-doubt))
+        score = slope * doubt + rng.normal(0, 1, size=len(doubt)) + 0.3 * rng.normal()
+        if kind == "coarse":
+            score = np.round(score)
+        made.append([(float(s), None if rng.random() < 0.1 else not w) for s, w in zip(score, wrong, strict=True)])
+    return made
+
+
+def validity(
+    pool: Sequence[Scored], *, n: int, delta: float, draws: int, alphas: Sequence[float] = ALPHAS, seed: int = 0
+) -> Iterator[Result]:
+    """Fit on many calibration sets and look up what fails in the population."""
+    flat = np.sort([score for each in pool for score, _ in each])
+    least = np.sort([min(score for score, _ in each) for each in pool])
+    for k in ALLOWED:
+        own = np.array(limits(pool, at_most=k))
+        ordered = np.sort(own)
+        for guarantee in ("certified", "average"):
+            for alpha in alphas:
+                certified = guarantee == "certified"
+                rank = certified_rank(n, alpha=alpha, delta=delta) if certified else average_rank(n, alpha=alpha)
+                if not rank:
+                    yield Result(
+                        guarantee=guarantee,
+                        alpha=alpha,
+                        at_most=k,
+                        measured=0.0,
+                        allowed=delta if certified else alpha,
+                        kept=0.0,
+                        empty=1.0,
+                        infeasible=True,
+                    )
+                    continue
+                rng = np.random.default_rng(seed)
+                drawn = (own[rng.integers(len(own), size=n)].tolist() for _ in range(draws))
+                thresholds = np.array([threshold_at(each, rank) for each in drawn])
+                failing = np.searchsorted(ordered, thresholds, side="right") / len(own)
+                goal = delta if certified else alpha
+                noise = math.sqrt(delta * (1 - delta) / draws) if certified else failing.std() / math.sqrt(draws)
+                yield Result(
+                    guarantee=guarantee,
+                    alpha=alpha,
+                    at_most=k,
+                    measured=float((failing > alpha).mean() if certified else failing.mean()),
+                    allowed=goal + 3 * noise,
+                    kept=float(np.mean(np.searchsorted(flat, thresholds, side="right") / len(flat))),
+                    empty=float(1 - np.mean(np.searchsorted(least, thresholds, side="right") / len(least))),
+                    infeasible=False,
+                )
+
+
+def main() -> int:
+    """Print the tables; exit status 1 if a threshold breaks its word."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("responses", type=Path, nargs="*", metavar="RESPONSES.jsonl")
+    parser.add_argument("--score", default="mean_nll")
+    parser.add_argument("--delta", type=float, default=0.1)
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--n", type=int, default=200, help="size of a calibration set")
+    options = parser.parse_args()
+    pools: dict[str, Sequence[Scored]] = {}
+    try:
+        for path in options.responses:
+            read = read_responses(path)
+            pools[f"{path}, {options.score}"] = [
+                [(own.scores[options.score], own.correct) for own in each.sentences] for each in read
+            ]
+    except GuardError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyError as error:
+        print(f"a sentence has no score {error}", file=sys.stderr)
+        return 2
+    pools = pools or {f"{kind} scores": made_up(kind) for kind in ("telling", "weak", "blind", "coarse")}
+    broken = 0
+    for title, pool in pools.items():
+        labels = [correct for each in pool for _, correct in each]
+        print(f"\n{title}: {len(pool)} responses, {labels.count(False) / len(labels):.1%} of their sentences wrong")
+        print(f"{'guarantee':<11}{'k':>3}{'α':>6}{'measured':>10}{'allowed':>9}{'kept':>7}{'empty':>7}")
+        for each in validity(pool, n=options.n, delta=options.delta, draws=options.draws):
+            broken += each.broken
+            said = "  INFEASIBLE" if each.infeasible else "  TOO OFTEN" if each.broken else ""
+            print(
+                f"{each.guarantee:<11}{each.at_most:>3}{each.alpha:6g}{each.measured:10.3f}{each.allowed:9.3f}"
+                f"{each.kept:7.3f}{each.empty:7.3f}{said}"
+            )
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

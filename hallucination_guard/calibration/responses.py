@@ -1,0 +1,116 @@
+"""Labelled responses: what was measured of each sentence of an answer and whether it is right; a JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hallucination_guard.errors import InputError
+from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, from_json
+from hallucination_guard.values.sentence import Sentence
+
+__all__ = ["LabelledResponse", "LabelledSentence", "read_responses", "write_responses"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledSentence:
+    """One sentence with its scores and its label.
+
+    Args:
+        scores: by name, finite.
+        correct: None where the judge could not say; such a sentence is never counted as wrong.
+    """
+
+    scores: Mapping[str, float]
+    correct: bool | None
+
+    def __post_init__(self) -> None:
+        if self.correct is not None and not isinstance(self.correct, bool):
+            raise ValueError(f"the label of a sentence is {self.correct!r}, not true, false or null")
+        if not isinstance(self.scores, Mapping):
+            raise ValueError(f"the scores of a sentence are {self.scores!r}")
+        Sentence(start=0, stop=1, begin=0, end=1, scores=self.scores)  # it refuses what is no finite number
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledResponse:
+    """One answer, sentence by sentence.
+
+    Args:
+        id: of the question; each question once.
+        judge: who labelled.
+        sentences: in order, at least one.
+        model: who answered.
+        scorer: what measured the sentences.
+        conditions: how the answer was drawn and how it ended.
+    """
+
+    id: str
+    judge: str
+    sentences: tuple[LabelledSentence, ...]
+    model: ModelIdentity
+    scorer: ScorerIdentity
+    conditions: Conditions
+
+    def __post_init__(self) -> None:
+        for name, value in (("id", self.id), ("judge", self.judge)):
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} is {value!r}, not a text")
+            value.encode()  # half a surrogate pair cannot be hashed
+        if not self.sentences:
+            raise ValueError(f"the response {self.id!r} has no sentences")
+        if not isinstance(self.conditions, Conditions) or len(self.conditions.endings) != 1:
+            raise ValueError(f"the conditions of {self.id!r} are {self.conditions!r}, not those of one answer")
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "id": self.id,
+            "judge": self.judge,
+            "sentences": [{"scores": dict(each.scores), "correct": each.correct} for each in self.sentences],
+            "model": asdict(self.model),
+            "scorer": {**asdict(self.scorer), "settings": dict(self.scorer.settings)},
+            "conditions": self.conditions.to_json_dict(),
+        }
+
+
+def write_responses(path: str | Path, responses: Iterable[LabelledResponse]) -> None:
+    """Write a file that :func:`read_responses` reads."""
+    lines = (json.dumps(each.to_json_dict(), ensure_ascii=False) + "\n" for each in responses)
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_responses(path: str | Path) -> Sequence[LabelledResponse]:
+    """Read a file of labelled responses.
+
+    Raises:
+        InputError: naming file and line of what cannot be read; also for a file without responses.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}", hint="give a readable file") from None
+    found = [_response(line, f"line {number} of {path}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise InputError(f"{str(path)!r} holds no responses", hint="docs/sentences.md has what a row looks like")
+    return found
+
+
+def _response(line: bytes, where: str) -> LabelledResponse:
+    try:
+        row = from_json(line)
+        return LabelledResponse(
+            model=ModelIdentity(**row.pop("model")),
+            scorer=ScorerIdentity(**row.pop("scorer")),
+            conditions=Conditions.from_json_dict(row.pop("conditions", None)),
+            sentences=tuple(LabelledSentence(**each) for each in row.pop("sentences")),
+            **row,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"{where} is no labelled response: {error}", hint="docs/sentences.md has what a row looks like"
+        ) from None

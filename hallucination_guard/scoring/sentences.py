@@ -1,0 +1,195 @@
+"""The sentences of an answer, each scored as a span of its tokens.
+
+From the likelihoods of its own tokens come the cheap scores; from one replay with a row for each sentence SemGrad of
+its terms of the loss, as in :mod:`hallucination_guard.scoring.spans`. What else is measured of a sentence is one more
+name in ``scores``.
+
+:class:`BySentence` is a scorer that does this beside another one, for a guard whose policy acts on sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hallucination_guard.errors import ScoringError
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.scoring.gradients import GradientSettings
+from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own, nothing_to_measure, white_box
+from hallucination_guard.scoring.spans import measure_spans
+from hallucination_guard.scoring.token_texts import token_texts
+from hallucination_guard.values import Generation, Model, Score, Scorer, ScorerIdentity, Sentence
+from hallucination_guard.values.text import has_visible, sentence_ranges, sentence_starts
+
+__all__ = ["BySentence", "score_sentences"]
+
+_VERSION = "1"
+
+
+def score_sentences(
+    model: WhiteBoxModel,
+    generation: Generation,
+    *,
+    gradient: bool = True,
+    settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
+) -> tuple[Sentence, ...]:
+    """How sure the model is of each sentence of an answer, thinking left out.
+
+    Args:
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
+        generation: an answer in prose.
+        gradient: whether to take ``semgrad`` of each sentence and its ``semgrad_share`` of the answer's, too; needs an
+            anchor.
+        settings: of the gradient.
+
+    Returns:
+        The sentences in order; together they are ``generation.content``. Their scores over their own tokens:
+        ``sequence_nll``, ``mean_nll``, ``min_token_logprob``, ``mean_token_entropy``, ``max_token_entropy``.
+
+    Raises:
+        AnchorError: if a gradient is asked for and the generation has no anchor.
+        ScoringError: if there is nothing to measure, the answer is no prose, a number is not finite, or the generation
+            is another model's.
+    """
+    check_own(model, generation)
+    ranges, characters = _found(model, generation)
+    if gradient:
+        read = measure_spans(model, generation, ranges, settings)
+        more = [{"semgrad": own, "semgrad_share": share} for own, share in zip(read.alone, read.shares, strict=True)]
+        return _sentences(generation, ranges, characters, read.entropies, read.logprobs, more)
+    whole = Likelihood(thinking="counted")(model, generation)
+    return _sentences(generation, ranges, characters, whole.token_entropies, whole.token_logprobs)
+
+
+@dataclass(frozen=True)
+class BySentence:
+    """Scores with ``scorer``, and the sentences of the answer beside it.
+
+    The numbers of the whole answer, and so its identity, are those of ``scorer``: a calibration of it holds. An answer
+    that is no prose (calls of tools, JSON by a schema) has a score and no sentences.
+
+    Args:
+        scorer: measures the answer.
+        gradient: whether to take SemGrad of each sentence: another pass. Without it sentences cost nothing more.
+        settings: of that gradient.
+    """
+
+    scorer: Scorer
+    gradient: bool = False
+    settings: GradientSettings = GradientSettings()  # noqa: RUF009 - frozen
+
+    @property
+    def identity(self) -> ScorerIdentity:
+        """That of the scorer."""
+        return self.scorer.identity
+
+    @property
+    def primary(self) -> str:
+        """What the scorer is about."""
+        return self.scorer.primary
+
+    @property
+    def sentences(self) -> ScorerIdentity:
+        """Of the scores of sentences: what a calibration of sentences is bound to."""
+        return sentence_scorer(gradient=self.gradient, settings=self.settings)
+
+    def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
+        """One score a generation, in order."""
+        scores = self.scorer.batch(model, generations)
+        return [self._with(white_box(model), *each) for each in zip(generations, scores, strict=True)]
+
+    def _with(self, model: WhiteBoxModel, generation: Generation, score: Score) -> Score:
+        if score.status != "scored" or _no_prose(generation):
+            return score
+        if self.gradient:
+            return replace(score, sentences=score_sentences(model, generation, settings=self.settings))
+        own = len(generation.response_token_ids) - generation.thinking
+        entropies, logprobs = score.token_entropies[-own:], score.token_logprobs[-own:]
+        if len(entropies) != own:  # this scorer does not say what it read of each token
+            return replace(score, sentences=score_sentences(model, generation, gradient=False))
+        ranges, characters = _found(model, generation)
+        before = (0.0,) * generation.thinking
+        found = _sentences(generation, ranges, characters, before + entropies, before + logprobs)
+        return replace(score, sentences=found)
+
+
+def sentence_scorer(*, gradient: bool, settings: GradientSettings = GradientSettings()) -> ScorerIdentity:  # noqa: B008
+    """What scores sentences in this way."""
+    named = {name: str(getattr(settings, name)) for name in ("layers", "reduction", "weighting")} if gradient else {}
+    return ScorerIdentity(name="sentences", version=_VERSION, settings={"gradient": str(gradient), **named})
+
+
+def _no_prose(generation: Generation) -> str:
+    if generation.written_calls:
+        return "an answer with calls of tools is not scored by its sentences"
+    if generation.settings.response_schema is not None:
+        return "JSON by a schema has no sentences"
+    return ""
+
+
+def _found(model: WhiteBoxModel, generation: Generation) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Of each sentence its tokens, and its characters in the content."""
+    reason = nothing_to_measure(generation, "left_out") or _no_prose(generation)
+    if reason:
+        raise ScoringError(reason, hint="look at the status of its score first")
+    texts = token_texts(model.tokenizer, generation.response_token_ids)
+    content = generation.content
+    if not "".join(texts).endswith(content):
+        raise ScoringError("the answer's tokens do not decode to its text", hint="look at the tokenizer")
+    return locate(texts, generation.thinking, content)
+
+
+def locate(texts: Sequence[str], thinking: int, content: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Of each sentence of ``content`` its tokens and its characters.
+
+    Args:
+        texts: what each token adds to the answer's text, which ends with the content.
+        thinking: how many of them are not of the answer.
+        content: not blank.
+    """
+    ranges = [(start + thinking, stop + thinking) for start, stop in sentence_ranges(texts[thinking:])]
+    starts = sentence_starts(content)
+    at = len(content) - len("".join(texts))  # of the first token; negative where something stands before the content
+    firsts = []
+    for text in texts:
+        firsts.append(at + len(text) - len(text.lstrip()))
+        at += len(text)
+    begins = [0, *(max(each for each in starts if each <= firsts[start]) for start, _ in ranges[1:])]
+    characters = list(zip(begins, [*begins[1:], len(content)], strict=True))
+    # A beginning without anything visible ("---" in front of a list) is of the sentence that follows it.
+    kept: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    blank: tuple[int, int] | None = None
+    for (start, stop), (begin, end) in zip(ranges, characters, strict=True):
+        if blank is not None:
+            start, begin = blank
+        if has_visible(content[begin:end]):
+            kept.append(((start, stop), (begin, end)))
+            blank = None
+        else:
+            blank = (start, begin)
+    if blank is not None and kept:
+        (start, _), (begin, _) = kept[-1]
+        kept[-1] = ((start, ranges[-1][1]), (begin, len(content)))
+    return [tokens for tokens, _ in kept], [own for _, own in kept]
+
+
+def _sentences(
+    generation: Generation,
+    ranges: Sequence[tuple[int, int]],
+    characters: Sequence[tuple[int, int]],
+    entropies: Sequence[float],
+    logprobs: Sequence[float],
+    more: Sequence[dict[str, float]] | None = None,
+) -> tuple[Sentence, ...]:
+    content = generation.content
+    return tuple(
+        Sentence(
+            start=start,
+            stop=stop,
+            begin=begin,
+            end=end,
+            text=content[begin:end],
+            scores={**cheap_scores(entropies[start:stop], logprobs[start:stop]), **(more[at] if more else {})},
+        )
+        for at, ((start, stop), (begin, end)) in enumerate(zip(ranges, characters, strict=True))
+    )

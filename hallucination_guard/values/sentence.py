@@ -1,0 +1,172 @@
+"""The sentences of an answer: what was measured of each, which are doubtful, and how the text is delivered then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from hallucination_guard.values.plain import JSON, FrozenDict
+
+__all__ = ["Backoff", "Edit", "Guarantee", "Manner", "Sentence", "edited"]
+
+Manner: TypeAlias = Literal["mark", "redact"]
+"""How a doubtful sentence is delivered: with a mark behind it, or not at all."""
+
+Guarantee: TypeAlias = Literal["certified", "average"]
+"""What a back-off threshold promises. ``certified``: with probability 1 − δ over the calibration draw at most a share α
+of responses keeps more wrong sentences than it may; ``average``: that share is at most α over calibration and use
+together, and given one calibration it may be larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """One sentence of an answer and what was measured of it.
+
+    Args:
+        start: its first token, counted from the answer's beginning.
+        stop: the token after its last.
+        begin: its first character, counted from the beginning of ``Generation.content``.
+        end: the character after its last; white space between two sentences belongs to the first.
+        text: the characters; empty where no text was kept, as in a record.
+        scores: by name, finite; higher = less certain, but for ``min_token_logprob``.
+
+    Raises:
+        ValueError: on an empty range, a text of another length, or a score that is not finite.
+    """
+
+    start: int
+    stop: int
+    begin: int
+    end: int
+    text: str = ""
+    scores: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("tokens", self.start, self.stop), ("characters", self.begin, self.end)):
+            if not all(isinstance(each, int) and not isinstance(each, bool) for each in (low, high)) or not (
+                0 <= low < high
+            ):
+                raise ValueError(f"a sentence has the {name} {low!r} to {high!r}")
+        if self.text and len(self.text) != self.end - self.begin:
+            raise ValueError(f"a sentence of {self.end - self.begin} characters has a text of {len(self.text)}")
+        if not self.scores:
+            raise ValueError("a sentence has no scores")
+        for name, value in self.scores.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"score {name!r} of a sentence is {value!r}, not a finite number")
+        object.__setattr__(self, "scores", FrozenDict(self.scores))
+
+    def to_json_dict(self) -> dict[str, JSON]:
+        """Plain data, without the text."""
+        return {
+            "start": self.start,
+            "stop": self.stop,
+            "begin": self.begin,
+            "end": self.end,
+            "scores": dict(self.scores),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """A fitted threshold for the sentences of an answer, and what keeping to it promises.
+
+    Args:
+        alpha: the share of responses that may keep more wrong sentences than ``at_most``.
+        at_most: wrong sentences that a response may keep.
+        guarantee: ``certified`` or ``average``, see :data:`Guarantee`.
+        score: which score of a sentence it reads.
+        threshold: sentences with a score up to here are kept.
+        certificate: its id.
+    """
+
+    alpha: float
+    at_most: int
+    guarantee: Guarantee
+    score: str
+    threshold: float
+    certificate: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha < 1.0 or self.at_most < 0 or self.guarantee not in get_args(Guarantee):
+            raise ValueError(f"no back-off is {self.guarantee!r} with alpha {self.alpha!r}, at most {self.at_most!r}")
+        if not math.isfinite(self.threshold) or not self.score or not self.certificate:
+            raise ValueError(f"a back-off has the threshold {self.threshold!r} on {self.score!r}")
+
+    def to_json_dict(self) -> dict[str, JSON]:
+        """Plain data."""
+        return {
+            "alpha": self.alpha,
+            "at_most": self.at_most,
+            "guarantee": self.guarantee,
+            "score": self.score,
+            "threshold": self.threshold,
+            "certificate": self.certificate,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """Which sentences of an accepted answer are doubtful, and how they are delivered.
+
+    Args:
+        manner: ``mark`` or ``redact``.
+        doubtful: their numbers from 0 up, rising.
+        sentences: how many sentences the answer has.
+        marker: what is written behind each of them; of ``mark`` only.
+    """
+
+    manner: Manner
+    doubtful: tuple[int, ...]
+    sentences: int
+    marker: str = ""
+
+    def __post_init__(self) -> None:
+        if self.manner not in get_args(Manner) or (self.manner == "mark") != bool(self.marker):
+            raise ValueError(f"an edit is {self.manner!r} with the marker {self.marker!r}")
+        if self.sentences < 1 or list(self.doubtful) != sorted({*self.doubtful} & {*range(self.sentences)}):
+            raise ValueError(f"the sentences {self.doubtful!r} are not some of {self.sentences}")
+        if self.manner == "redact" and len(self.doubtful) == self.sentences:
+            raise ValueError("nothing is left of the answer: that is an abstention")
+
+    @property
+    def retention(self) -> float:
+        """The share of sentences that are delivered without a mark."""
+        return 1.0 - len(self.doubtful) / self.sentences
+
+    def to_json_dict(self) -> dict[str, JSON]:
+        """Plain data."""
+        return {
+            "manner": self.manner,
+            "doubtful": list(self.doubtful),
+            "sentences": self.sentences,
+            "marker": self.marker,
+        }
+
+
+def edited(content: str, sentences: Sequence[Sentence], edit: Edit) -> str:
+    """The text as it is delivered.
+
+    Args:
+        content: of the answer, ``Generation.content``.
+        sentences: of it; together they are all of it.
+        edit: what is done with which of them.
+
+    Raises:
+        ValueError: if the sentences are not those of the text, or other ones than the edit speaks of.
+    """
+    ends = [0, *(each.end for each in sentences)]
+    if len(sentences) != edit.sentences or ends[:-1] != [each.begin for each in sentences] or ends[-1] != len(content):
+        raise ValueError(f"{len(sentences)} sentences up to {ends!r} are not those of a text of {len(content)}")
+    pieces = []
+    for number, each in enumerate(sentences):
+        text = content[each.begin : each.end]
+        if number not in edit.doubtful:
+            pieces.append(text)
+        elif edit.manner == "mark":
+            visible = text.rstrip()
+            pieces.append(visible + edit.marker + text[len(visible) :])
+    whole = "".join(pieces)
+    return whole.strip() if edit.manner == "redact" else whole

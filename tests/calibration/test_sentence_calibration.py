@@ -1,0 +1,206 @@
+"""A calibration of sentences says what was fitted, refuses what it was not fitted on, and comes back from its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hallucination_guard.calibration import (
+    LabelledResponse,
+    LabelledSentence,
+    SentenceCalibration,
+    calibrate_sentences,
+    read_responses,
+    write_responses,
+)
+from hallucination_guard.cli.app import run as run_command
+from hallucination_guard.errors import CalibrationError, CalibrationMismatch, ConfigurationError, InputError
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
+
+MODEL = ModelIdentity(name="m", fingerprint="f", dtype="float32", template="t")
+SCORER = ScorerIdentity(name="sentences", version="1", settings={"gradient": "False"})
+
+
+def responses(n: int = 120, **changes: Any) -> list[LabelledResponse]:
+    rng = np.random.default_rng(0)
+    return [
+        LabelledResponse(
+            **{
+                "id": f"q{at}",
+                "judge": "made up",
+                "sentences": tuple(
+                    LabelledSentence(
+                        scores={"mean_nll": float(s), "min_token_logprob": -float(s)},
+                        correct=None if rng.random() < 0.1 else bool(rng.random() > s**3),
+                    )
+                    for s in rng.random(rng.integers(1, 6))
+                ),
+                "model": MODEL,
+                "scorer": SCORER,
+                "conditions": Conditions(frame="f", endings=("stop",)),
+                **changes,
+            }
+        )
+        for at in range(n)
+    ]
+
+
+def fitted(**settings: Any) -> SentenceCalibration:
+    given = {"score": "mean_nll", "alphas": [0.2, 0.5], "at_most": [0, 1], **settings}
+    return calibrate_sentences(responses(), **given)
+
+
+def test_every_threshold_is_there_with_its_retention() -> None:
+    found = fitted()
+    assert [(each.guarantee, each.at_most, each.alpha) for each in found.thresholds] == [
+        (guarantee, k, alpha) for guarantee in ("certified", "average") for k in (0, 1) for alpha in (0.2, 0.5)
+    ]
+    for each in found.thresholds:
+        assert each.bound <= each.alpha and 0.0 <= each.empty <= 1.0 and each.sentences > 0.0
+    certified, average = found.thresholds[0], found.thresholds[4]
+    assert certified.threshold <= average.threshold
+
+
+def test_more_wrong_allowed_keeps_no_less() -> None:
+    first, _, more, _ = fitted().thresholds[:4]
+    assert (first.at_most, more.at_most) == (0, 1)
+    assert more.threshold >= first.threshold and more.sentences >= first.sentences
+
+
+def test_too_few_responses_are_infeasible() -> None:
+    found = calibrate_sentences(responses(20), score="mean_nll", alphas=[0.04, 0.1])
+    assert not any(each.alpha == 0.04 for each in found.thresholds)
+    refused = {(each.guarantee, each.alpha): each for each in found.infeasible}
+    assert refused["certified", 0.1].least == 22  # .9²² < .1 < .9²¹
+    assert refused["average", 0.04].least == 24
+    assert "INFEASIBLE" in refused["average", 0.04].in_words()
+
+
+def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
+    found = fitted()
+    found.save(tmp_path / "s.json")
+    assert SentenceCalibration.load(tmp_path / "s.json") == found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plain: plain["thresholds"][0].update(threshold=9.0),
+        lambda plain: plain["thresholds"][0].update(id=""),
+        lambda plain: plain.update(fingerprint="another"),
+        lambda plain: plain.update(score="sequence_nll"),
+        lambda plain: plain.update(more=1),
+        lambda plain: plain.pop("judge"),
+    ],
+)
+def test_an_edited_file_is_refused(tmp_path: Path, change: Any) -> None:
+    fitted().save(tmp_path / "s.json")
+    plain = json.loads((tmp_path / "s.json").read_text())
+    change(plain)
+    (tmp_path / "s.json").write_text(json.dumps(plain))
+    with pytest.raises(CalibrationError):
+        SentenceCalibration.load(tmp_path / "s.json")
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        SentenceCalibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("model", "scorer", "word"),
+    [
+        (replace(MODEL, fingerprint="g"), SCORER, "model"),
+        (replace(MODEL, template="u"), SCORER, "template"),
+        (MODEL, replace(SCORER, settings={"gradient": "True"}), "scorer settings"),
+    ],
+)
+def test_it_is_refused_for_another(model: ModelIdentity, scorer: ScorerIdentity, word: str) -> None:
+    fitted().check(MODEL, SCORER)
+    with pytest.raises(CalibrationMismatch, match=word):
+        fitted().check(model, scorer)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"judge": "another"},
+        {"model": replace(MODEL, fingerprint="g")},
+        {"scorer": replace(SCORER, version="2")},
+        {"conditions": Conditions(frame="g", endings=("stop",))},
+        {"id": "q0"},
+    ],
+)
+def test_what_does_not_go_together_is_refused(other: dict[str, Any]) -> None:
+    rows = [*responses(30), *responses(1, **{"id": "one more", **other})]
+    with pytest.raises(CalibrationError):
+        calibrate_sentences(rows, score="mean_nll", alphas=[0.5])
+
+
+@pytest.mark.parametrize("score", ["min_token_logprob", "none"])
+def test_a_score_that_cannot_be_read_is_refused(score: str) -> None:
+    with pytest.raises(CalibrationError, match="mean_nll"):
+        fitted(score=score)
+
+
+@pytest.mark.parametrize("settings", [{"alphas": [0.0]}, {"alphas": []}, {"at_most": [-1]}, {"delta": 1.0}])
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        fitted(**settings)
+
+
+def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
+    write_responses(tmp_path / "r.jsonl", responses())
+    assert read_responses(tmp_path / "r.jsonl") == responses()
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "no json\n", '{"id": 1}\n'])
+def test_what_is_no_row_is_refused_by_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.jsonl").write_text(text)
+    with pytest.raises(InputError):
+        read_responses(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sentences": ()}, {"id": ""}, {"judge": ""}, {"conditions": Conditions(frame="f", endings=("stop", "length"))}],
+)
+def test_a_row_refuses_what_cannot_be(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        responses(1, **change)
+
+
+def run(*arguments: object) -> int:
+    return run_command(["calibrate", "--for", "sentences", *map(str, arguments)])
+
+
+def test_the_command_writes_what_the_function_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_responses(tmp_path / "r.jsonl", responses())
+    data, out = tmp_path / "r.jsonl", tmp_path / "s.json"
+    assert run("--data", data, "--output", out, "--score", "mean_nll", "--alpha", 0.2, 0.5, "--at-most", 0, 1) == 0
+    found = SentenceCalibration.load(out)
+    assert found.thresholds == fitted(date=found.date).thresholds
+    assert "right kept" in capsys.readouterr().out
+
+
+def test_the_command_says_infeasible_and_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_responses(tmp_path / "r.jsonl", responses(10))
+    data, out = tmp_path / "r.jsonl", tmp_path / "s.json"
+    assert run("--data", data, "--output", out, "--score", "mean_nll", "--alpha", 0.05) == 0
+    assert "INFEASIBLE" in capsys.readouterr().out
+    assert run("--data", data, "--output", out, "--score", "mean_nll", "--alpha", 0.05, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["infeasible"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--alpha", 0.2), ("--score", "mean_nll"), ("--score", "mean_nll", "--alpha", 0.2, "--judge", "x")]
+)
+def test_the_command_wants_score_and_alpha_and_no_judge(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    write_responses(tmp_path / "r.jsonl", responses(10))
+    with pytest.raises(InputError):
+        run("--data", tmp_path / "r.jsonl", "--output", tmp_path / "s.json", *arguments)

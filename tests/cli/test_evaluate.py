@@ -18,7 +18,7 @@ from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
-COUNT = 30
+COUNT = 60
 
 
 @pytest.fixture
@@ -129,6 +129,29 @@ class TestOnePass:
 
 
 class TestMoreScores:
+    def test_yardsticks_are_kept_and_priced(
+        self, call: Callable[..., int], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from hallucination_guard.evaluation import yardsticks
+
+        looked: list[int] = []
+        real = yardsticks.look
+        monkeypatch.setattr(yardsticks, "look", lambda *each: (looked.append(1), real(*each))[1])
+        for _ in range(2):
+            call("--data", given, "--yardsticks")
+        assert len(looked) == COUNT
+        found = report(tmp_path)
+        for name in ("rauq", "-self_certainty", "1-boostedprob", "satrmd"):
+            assert found["scores"][name]["seconds"] > 0
+        assert "other 4 of 5 folds" in " ".join(found["notes"])
+
+    def test_too_few_labels_for_satrmd_are_said(self, call: Callable[..., int], given: Path, tmp_path: Path) -> None:
+        call("--data", given, "--yardsticks", "--limit", 6)
+        found = report(tmp_path)
+        assert "rauq" in found["scores"]
+        assert "satrmd" not in found["scores"]
+        assert "No satrmd" in " ".join(found["notes"])
+
     def test_samples_and_p_true_are_kept_and_priced(
         self, call: Callable[..., int], given: Path, prompts: list[str], tmp_path: Path
     ) -> None:
@@ -142,6 +165,8 @@ class TestMoreScores:
             "lexical_dissimilarity",
             "sar",
             "eigenscore",
+            "cocoa",
+            "1-semantic_density",
             "1-p_true",
         ):
             assert found["scores"][name]["seconds"] > 0

@@ -83,6 +83,9 @@ class TestOnePass:
         names = {path.name for path in (tmp_path / "out").iterdir()}
         assert {"answers.jsonl", "report.md", "report.json", "risk-coverage.png", "reliability.png", "roc.png"} <= names
         assert len(read_labelled(tmp_path / "out" / "answers.jsonl")) == COUNT
+        rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+        assert len(rows) == COUNT
+        assert set(rows[0]["scores"]) == set(report(tmp_path)["scores"])
         found = report(tmp_path)
         assert found["about"]["judge"] == "given"
         assert {"semgrad", "semgrad_mean", "hybridgrad", "-min_token_logprob", "length", "fused"} <= set(

@@ -280,10 +280,10 @@ def markdown(args: argparse.Namespace, found: Sequence[Measured]) -> str:
     lines = [
         f"The same answers and labels (judge: contains), on a CPU ({platform.machine()}, torch {version('torch')}). "
         f"In brackets paired 95 % bootstrap intervals of the difference to our `{args.reference}`, on the same 2,000 "
-        "resamples; a star where it does not hold 0. Seconds are of an answer, on top of drawing it (scores of samples "
-        "of ours hold the drawing of the samples): ours with what decoding kept, in batches of 8; LM-Polygraph's and "
-        "published SemGrad's one answer at a time, with a pass over it, most of which LM-Polygraph would save if it had "
-        "drawn the answer itself. UQLM starts from log probabilities that are there.",
+        "resamples; a star where it does not hold 0. Seconds are of an answer, on top of drawing it. Ours: in batches "
+        "of 8, with what decoding kept; those of samples hold the drawing of the samples. LM-Polygraph and published "
+        "SemGrad: one answer at a time, with a pass over it, most of which LM-Polygraph would save had it drawn the "
+        "answer itself. UQLM starts from log probabilities that are there.",
         "",
     ]
     for each in found:

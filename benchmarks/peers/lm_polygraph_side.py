@@ -3,9 +3,9 @@
     python lm_polygraph_side.py HANDOFF.jsonl MODEL_FOLDER SENTENCE_MODEL OUT.jsonl
 
 Statistics and estimators are LM-Polygraph's own. Two things stand in for what cannot be had or would change the
-answers: the model's ``generate`` reads the given tokens in one pass instead of drawing others, and a sentence-embedding model,
-cosine cut off at 0, takes the place of the cross-encoder. ``SAR`` compares whole answers without the question, as
-LM-Polygraph does; ``SAR, with question`` puts it before them, as the paper does. Resumable, row by row.
+answers: the model's ``generate`` reads the given tokens in one pass instead of drawing others, and a sentence-embedding
+model, cosine cut off at 0, takes the place of the cross-encoder. ``SAR`` compares whole answers without the question,
+as LM-Polygraph does; ``SAR, with question`` puts it before them, as the paper does. Resumable, row by row.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hallucination_guard.errors import CalibrationError, MissingExtra
 
-__all__ = ["NAME", "Distances", "cross_fitted"]
+__all__ = ["NAME", "Distances", "cross_fitted", "shrunk_covariance"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -28,22 +28,35 @@ _LEAST = 4  # right answers in a half of a training part: fewer have no centroid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Gaussian:
-    """A centroid (d) and an inverse covariance (d × d)."""
+    """A centroid (d) and a root of the inverse covariance (d × d)."""
 
     mean: Floats
-    precision: Floats
+    root: Floats
 
     @classmethod
     def of(cls, points: Floats) -> Self:
-        from sklearn.covariance import LedoitWolf
-
-        fitted = LedoitWolf().fit(points)
-        return cls(mean=fitted.location_, precision=fitted.precision_)
+        mean = points.mean(axis=0)
+        # Shrunk, the covariance has a Cholesky root L, and the distance is ‖L⁻¹(x−μ)‖.
+        return cls(mean=mean, root=np.linalg.inv(np.linalg.cholesky(shrunk_covariance(points - mean))))
 
     def distance(self, points: Floats) -> Floats:
         """√((x−μ)ᵀ Σ⁻¹ (x−μ)) of n points (n × d)."""
-        apart = points - self.mean
-        return np.asarray(np.sqrt(np.maximum(((apart @ self.precision) * apart).sum(axis=1), 0.0)))
+        return np.asarray(np.linalg.norm((points - self.mean) @ self.root.T, axis=1), dtype=np.float64)
+
+
+def shrunk_covariance(centred: Floats) -> Floats:
+    """The covariance (d × d) of centred points (n × d) by Ledoit and Wolf (2004).
+
+    It is written here because scikit-learn's forms another d × d product, and this is most of the work of a fit.
+    """
+    n, d = centred.shape
+    sample = centred.T @ centred / n
+    scale = float(np.trace(sample)) / d
+    squared = float((sample**2).sum())
+    apart = squared - d * scale**2
+    spread = (float(((centred**2).sum(axis=1) ** 2).mean()) - squared) / n
+    shrinkage = min(spread, apart) / apart if apart > 0 else 1.0
+    return np.asarray((1.0 - shrinkage) * sample + shrinkage * scale * np.eye(d), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +87,24 @@ class Distances:
             raise CalibrationError(f"{len(good)} right answers to learn from", hint=f"{_LEAST} are the least")
         return cls(right=_by_layer(good), background=_by_layer(states))
 
-    def __call__(self, states: Any) -> Floats:
-        """The mean over tokens of the relative distance, a number a layer."""
-        points = np.asarray(states, dtype=np.float64)
-        pairs = zip(self.right, self.background, strict=True)
-        return np.array(
-            [
-                (near.distance(points[:, at]) - far.distance(points[:, at])).mean()
-                for at, (near, far) in enumerate(pairs)
-            ]
-        )
+    def __call__(self, states: Sequence[Any]) -> Floats:
+        """The mean over tokens of the relative distance (answers × layers) of answers (each T × layers × d)."""
+        tokens = _joined(states)
+        begins = np.cumsum([0, *(len(each) for each in states[:-1])])
+        lengths = np.array([len(each) for each in states])
+        apart = [
+            near.distance(tokens[:, at]) - far.distance(tokens[:, at])
+            for at, (near, far) in enumerate(zip(self.right, self.background, strict=True))
+        ]
+        return np.stack([np.add.reduceat(each, begins) / lengths for each in apart], axis=1)
+
+
+def _joined(states: Sequence[Any]) -> Floats:
+    return np.concatenate([np.asarray(each, dtype=np.float64) for each in states])
 
 
 def _by_layer(states: Sequence[Any]) -> tuple[_Gaussian, ...]:
-    tokens = np.concatenate([np.asarray(each, dtype=np.float64) for each in states])
+    tokens = _joined(states)
     return tuple(_Gaussian.of(tokens[:, at]) for at in range(tokens.shape[1]))
 
 
@@ -130,9 +147,8 @@ def cross_fitted(
         predicted = []
         for first, second in halves:
             near = Distances.fit([states[ids[train[at]]] for at in first], [bool(labels[train[at]]) for at in first])
-            learned = np.stack([near(states[ids[train[at]]]) for at in second])
-            predict = _regression(learned, labels[train[second]])
-            predicted.append(predict.predict(np.stack([near(states[ids[at]]) for at in test])))
+            predict = _regression(near([states[ids[train[at]]] for at in second]), labels[train[second]])
+            predicted.append(predict.predict(near([states[ids[at]] for at in test])))
         for at, value in zip(test, np.mean(predicted, axis=0), strict=True):
             found[ids[at]] = float(value)
     return found

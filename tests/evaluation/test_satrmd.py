@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf
 
 from hallucination_guard.errors import CalibrationError
 from hallucination_guard.evaluation.metrics import auroc
-from hallucination_guard.evaluation.satrmd import Distances, cross_fitted
+from hallucination_guard.evaluation.satrmd import Distances, cross_fitted, shrunk_covariance
 
 
 def answers(count: int, *, apart: float, seed: int = 0) -> tuple[dict[str, NDArray[np.float64]], dict[str, bool]]:
@@ -23,6 +24,13 @@ def answers(count: int, *, apart: float, seed: int = 0) -> tuple[dict[str, NDArr
     return states, wrong
 
 
+@pytest.mark.parametrize("n", [5, 40, 2000])
+def test_the_shrunk_covariance_is_scikit_learns(n: int) -> None:
+    points = np.random.default_rng(0).normal(size=(n, 12)) * np.arange(1, 13)
+    centred = points - points.mean(axis=0)
+    assert shrunk_covariance(centred) == pytest.approx(ledoit_wolf(points)[0])
+
+
 class TestDistances:
     def test_of_many_points_are_the_closed_form(self) -> None:
         random = np.random.default_rng(1)
@@ -32,7 +40,14 @@ class TestDistances:
         # Right: N(0, 1). All: centred at 2 with variance 1 + 4 along the first axis.
         x = np.array([[[3.0, 1.0]]])
         expected = np.sqrt(3.0**2 + 1.0) - np.sqrt(1.0**2 / 5 + 1.0)
-        assert near(x) == pytest.approx([expected], abs=0.1)
+        assert near([x, x]) == pytest.approx(np.full((2, 1), expected), abs=0.1)
+
+    def test_of_an_answer_are_the_mean_over_its_tokens(self) -> None:
+        states, wrong = answers(60, apart=2.0)
+        near = Distances.fit(list(states.values()), list(wrong.values()))
+        one, two = np.zeros((1, 3, 6)), np.ones((1, 3, 6))
+        alone, together = near([one, two]), near([np.concatenate([one, two]), one])
+        assert together == pytest.approx(np.stack([alone.mean(axis=0), alone[0]]))
 
     def test_do_not_depend_on_the_scale_of_a_layer(self) -> None:
         states, wrong = answers(60, apart=2.0)
@@ -40,7 +55,7 @@ class TestDistances:
         plain = Distances.fit([each for each, _ in pairs], [bad for _, bad in pairs])
         scaled = Distances.fit([100.0 * each for each, _ in pairs], [bad for _, bad in pairs])
         probe = states["a1"]
-        assert scaled(100.0 * probe) == pytest.approx(plain(probe))
+        assert scaled([100.0 * probe]) == pytest.approx(plain([probe]))
 
     def test_need_some_right_answers(self) -> None:
         states, wrong = answers(20, apart=1.0)

@@ -161,7 +161,7 @@ def hand_over(args: argparse.Namespace, name: str, folder: Path) -> tuple[Path, 
     generations, samples = (rows_of(folder / f"{each}.jsonl", header=True) for each in ("generations", "samples"))
     labelled = rows_of(folder / "scores.jsonl")
     items = [item for item in read_items(args.data) if item.id in labelled]
-    if handoff.exists() and len(rows_of(handoff)) == len(items) and (weights / "config.json").exists():
+    if handoff.exists() and set(rows_of(handoff)) == {item.id for item in items} and (weights / "config.json").exists():
         return handoff, weights
     model = WhiteBoxModel.demo() if name == "demo" else WhiteBoxModel.from_pretrained(name)
     if not (weights / "config.json").exists():
@@ -294,7 +294,8 @@ def markdown(args: argparse.Namespace, found: Sequence[Measured]) -> str:
         for name in sorted(values, key=lambda score: -(values[score]["auroc"].value or 0.0)):
             cells = []
             for metric in ("auroc", "prr"):
-                cells += [f"{values[name][metric].value:.3f}", difference(each.compared, name, metric)]
+                value = values[name][metric].value
+                cells += ["undefined" if value is None else f"{value:.3f}", difference(each.compared, name, metric)]
             lines.append(f"| {name} | {' | '.join(cells)} | {each.seconds.get(name, float('nan')):.3f} |")
         peak = ", ".join(f"{side} {size:,.0f} MiB" for side, size in sorted(each.memory.items()))
         lines += [
@@ -336,6 +337,8 @@ def draw(path: Path, found: Sequence[Measured]) -> None:
         for at, name in enumerate(names):
             side = name.partition(": ")[0]
             auroc = values[name]["auroc"]
+            if auroc.value is None or auroc.low is None:
+                continue
             axes.plot([auroc.low, auroc.high], [at, at], color=colours[side], linewidth=1.2)
             axes.plot([auroc.value], [at], "o", color=colours[side], markersize=3.5)
         axes.set_yticks(range(len(names)), [name.partition(": ")[2] for name in names], fontsize=6)

@@ -78,15 +78,18 @@ class Cosine:
     def __init__(self, folder: str) -> None:
         self.model, self.tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
         self.question = ""  # put before texts that do not begin with it
+        self.known: dict[str, Any] = {}  # embeddings of this question's texts
 
     def predict(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> Any:
         """The similarity of each pair."""
         del batch_size
         asked = self.question
         whole = [[text if text.startswith(asked) else f"{asked} {text}" for text in pair] for pair in pairs]
-        texts = sorted({text for pair in whole for text in pair})
-        parts = [self._embedded(texts[at : at + 32]) for at in range(0, len(texts), 32)]
-        found = dict(zip(texts, torch.cat(parts).double().numpy(), strict=True))
+        texts = sorted({text for pair in whole for text in pair} - set(self.known))
+        for at in range(0, len(texts), 32):
+            part = texts[at : at + 32]
+            self.known |= dict(zip(part, self._embedded(part).double().numpy(), strict=True))
+        found = self.known
         return np.array([min(1.0, max(0.0, float(found[one] @ found[other]))) for one, other in whole])
 
     def _embedded(self, texts: list[str]) -> torch.Tensor:
@@ -123,7 +126,7 @@ def scored(model: Given, cosine: Cosine, row: dict[str, Any]) -> dict[str, Any]:
         both, greedy = CrossEncoderSimilarityMatrixCalculator(), GreedyCrossEncoderSimilarityMatrixCalculator()
         for each in (both, greedy):
             each.crossencoder, each.crossencoder_setup = cosine, True
-        cosine.question = ""
+        cosine.question, cosine.known = "", {}
         stats |= both(stats, [row["prompt"]], model)
         stats |= greedy(stats, [row["prompt"]], model)
         sampled = (
@@ -156,7 +159,7 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(handoff).read_text(encoding="utf-8").splitlines()]
     kept = Path(out).read_text(encoding="utf-8").splitlines() if Path(out).exists() else []
     done = {json.loads(line)["id"] for line in kept}
-    if len(done) == len(rows):
+    if all(row["id"] in done for row in rows):
         return
     # Fast kernels give no attention weights.
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()

@@ -68,7 +68,7 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(handoff).read_text(encoding="utf-8").splitlines()]
     kept = Path(out).read_text(encoding="utf-8").splitlines() if Path(out).exists() else []
     done = {json.loads(line)["id"] for line in kept}
-    if len(done) == len(rows):
+    if all(row["id"] in done for row in rows):
         return
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for parameter in model.parameters():

@@ -38,7 +38,8 @@ def main() -> None:
     """Score all rows, unless it is done."""
     handoff, measured, sentence, out = sys.argv[1:5]
     rows = [json.loads(line) for line in Path(handoff).read_text(encoding="utf-8").splitlines()]
-    if Path(out).exists() and len(Path(out).read_text(encoding="utf-8").splitlines()) == len(rows):
+    kept = Path(out).read_text(encoding="utf-8").splitlines() if Path(out).exists() else []
+    if {json.loads(line)["id"] for line in kept} == {row["id"] for row in rows}:
         return
     known = {row["id"]: row for row in map(json.loads, Path(measured).read_text(encoding="utf-8").splitlines())}
     warnings.simplefilter("ignore")

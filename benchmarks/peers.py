@@ -146,19 +146,21 @@ def rows_of(path: Path, *, header: bool = False) -> dict[str, dict[str, Any]]:
 def ours(args: argparse.Namespace, name: str, folder: Path) -> None:
     """Answer, judge, score: everything of ours."""
     shots = ["--shots", str(args.shots)] if name != "demo" and args.shots else []
+    samples = ["--samples", str(args.samples)] if args.samples else []
     limit = ["--limit", str(args.limit)] if args.limit else []
     command = [
         sys.executable, "-m", "hallucination_guard.cli", "evaluate", "--data", args.data, "--output", folder,
-        "--model", name, "--judge", "contains", "--yardsticks", "--samples", str(args.samples),
-        "--sentence-model", args.sentence_model, "--max-new-tokens", str(args.max_new_tokens), *shots, *limit,
+        "--model", name, "--judge", "contains", "--yardsticks", "--sentence-model", args.sentence_model,
+        "--max-new-tokens", str(args.max_new_tokens), *shots, *samples, *limit,
     ]  # fmt: skip
     run(command, folder.with_name(f"{folder.name}.memory-ours"))
 
 
 def hand_over(args: argparse.Namespace, name: str, folder: Path) -> tuple[Path, Path]:
     """What the peers are given: a file of answers and a folder with the model as plain weights."""
-    handoff, weights = folder / "handoff.jsonl", folder / "weights"
-    generations, samples = (rows_of(folder / f"{each}.jsonl", header=True) for each in ("generations", "samples"))
+    handoff, weights = folder / f"handoff-{args.samples}.jsonl", folder / "weights"
+    generations = rows_of(folder / "generations.jsonl", header=True)
+    drawn = rows_of(folder / "samples.jsonl", header=True) if args.samples else {}
     labelled = rows_of(folder / "scores.jsonl")
     items = [item for item in read_items(args.data) if item.id in labelled]
     if handoff.exists() and set(rows_of(handoff)) == {item.id for item in items} and (weights / "config.json").exists():
@@ -176,6 +178,7 @@ def hand_over(args: argparse.Namespace, name: str, folder: Path) -> tuple[Path, 
         prompt = model.prompt(text)
         anchor = model.anchor(prompt, prompting.question(item.query))
         assert anchor is not None
+        samples = drawn[item.id]["samples"] if args.samples else []
         row = {
             "id": item.id,
             "query": item.query,
@@ -184,7 +187,7 @@ def hand_over(args: argparse.Namespace, name: str, folder: Path) -> tuple[Path, 
             "anchor": anchor.index,
             "text": made["response"],
             "token_ids": made["response_token_ids"],
-            "samples": [{"text": each["text"], "token_ids": each["token_ids"]} for each in samples[item.id]["samples"]],
+            "samples": [{name: each[name] for name in ("text", "token_ids")} for each in samples],
         }
         lines.append(json.dumps(row) + "\n")
     handoff.write_text("".join(lines), encoding="utf-8")
@@ -199,9 +202,9 @@ def peers(args: argparse.Namespace, folder: Path, handoff: Path, weights: Path) 
 
     run([sys.executable, SIDES / "semgrad_side.py", handoff, weights, folder / "semgrad.jsonl"], memory(SEMGRAD))
     python = environment(args.envs, "lm-polygraph")
-    polygraph = folder / "lm-polygraph.jsonl"
+    polygraph = folder / f"lm-polygraph-{args.samples}.jsonl"
     run([python, SIDES / "lm_polygraph_side.py", handoff, weights, args.sentence_model, polygraph], memory(POLYGRAPH))
-    python, found = environment(args.envs, "uqlm"), folder / "uqlm.jsonl"
+    python, found = environment(args.envs, "uqlm"), folder / f"uqlm-{args.samples}.jsonl"
     run([python, SIDES / "uqlm_side.py", handoff, polygraph, args.sentence_model, found], memory(UQLM))
 
 
@@ -213,27 +216,28 @@ def measured(args: argparse.Namespace, name: str, folder: Path) -> Measured:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     answers = rows_of(folder / "scores.jsonl")
     sides = {
-        POLYGRAPH: rows_of(folder / "lm-polygraph.jsonl"),
-        UQLM: rows_of(folder / "uqlm.jsonl"),
+        POLYGRAPH: rows_of(folder / f"lm-polygraph-{args.samples}.jsonl"),
+        UQLM: rows_of(folder / f"uqlm-{args.samples}.jsonl"),
         SEMGRAD: rows_of(folder / "semgrad.jsonl"),
     }
     names = next(iter(answers.values()))["scores"]
     own = {score: {key: row["scores"][score] for key, row in answers.items()} for score in names}
     apart = {}
-    samples = rows_of(folder / "handoff.jsonl")
+    samples = rows_of(folder / f"handoff-{args.samples}.jsonl")
     for each in EQUAL:
         found = [
             (each.turned(rows["scores"][each.theirs]), own[each.ours][key])
             for key, rows in sides[each.peer].items()
             if each.theirs in rows["scores"]
-            and key in own[each.ours]
+            and key in own.get(each.ours, {})
             # An empty sample is held against the answer here, and is not there for LM-Polygraph.
             and ("cocoa" not in each.ours or all(sample["token_ids"] for sample in samples[key]["samples"]))
         ]
-        # What is a thousandth of the usual is rounding of what it was made of.
-        floor = 1e-3 * float(np.median([abs(other) for _, other in found])) if found else 0.0
-        gaps = [abs(one - other) / max(abs(other), floor) for one, other in found]
-        apart[f"{each.peer}: {each.theirs} = {each.ours}"] = (max(gaps, default=0.0), len(gaps))
+        if found:
+            # What is a thousandth of the usual is rounding of what it was made of.
+            floor = 1e-3 * float(np.median([abs(other) for _, other in found]))
+            gaps = [abs(one - other) / max(abs(other), floor) for one, other in found]
+            apart[f"{each.peer}: {each.theirs} = {each.ours}"] = (max(gaps), len(gaps))
     for pair, (gap, count) in apart.items():
         SAY.print(f"{name}: {pair}: {gap:.1e} over {count} answers")
     if unequal := [pair for pair, (gap, _) in apart.items() if gap > TOLERANCE]:
@@ -360,7 +364,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="demo, a folder or a GGUF file; may be repeated")
     parser.add_argument("--shots", type=int, default=5, help="examples for a model that is not the demo's")
     parser.add_argument("--limit", type=int, help="the first N questions only")
-    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument(
+        "--samples", type=int, default=5, help="answers drawn beside each; 0 for scores of one pass only"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--reference", default="fused", help="score of ours that all are compared with")
     parser.add_argument("--output", type=Path, default=Path("peers"), help="folder of everything that is kept")

@@ -44,7 +44,6 @@ def main() -> None:
     known = {row["id"]: row for row in map(json.loads, Path(measured).read_text(encoding="utf-8").splitlines())}
     warnings.simplefilter("ignore")
     plain = WhiteBoxUQ(scorers=PLAIN)
-    sampled = WhiteBoxUQ(scorers=SAMPLED, sentence_transformer=sentence)
     quiet = {"show_progress_bars": False}
     found, seconds = {}, {}
     began = time.perf_counter()
@@ -53,23 +52,25 @@ def main() -> None:
     for name in PLAIN:
         found[name] = dict(zip([row["id"] for row in rows], map(float, result[name]), strict=True))
     drawn = [row for row in rows if known[row["id"]]["sampled"]]
-    began = time.perf_counter()
-    result = asyncio.run(
-        sampled.score(
-            [logprobs(known[row["id"]]) for row in drawn],
-            prompts=[row["query"] for row in drawn],
-            responses=[row["text"] for row in drawn],
-            sampled_responses=[[each["text"] for each in row["samples"] if each["token_ids"]] for row in drawn],
-            sampled_logprobs_results=[
-                [[{"token": "", "logprob": each} for each in one] for one in known[row["id"]]["sampled"]]
-                for row in drawn
-            ],
-            **quiet,
-        )
-    ).to_dict()["data"]
-    seconds["samples"] = (time.perf_counter() - began) / max(1, len(drawn))
-    for name in SAMPLED:
-        found[name] = dict(zip([row["id"] for row in drawn], map(float, result[name]), strict=True))
+    if drawn:
+        sampled = WhiteBoxUQ(scorers=SAMPLED, sentence_transformer=sentence)
+        began = time.perf_counter()
+        result = asyncio.run(
+            sampled.score(
+                [logprobs(known[row["id"]]) for row in drawn],
+                prompts=[row["query"] for row in drawn],
+                responses=[row["text"] for row in drawn],
+                sampled_responses=[[each["text"] for each in row["samples"] if each["token_ids"]] for row in drawn],
+                sampled_logprobs_results=[
+                    [[{"token": "", "logprob": each} for each in one] for one in known[row["id"]]["sampled"]]
+                    for row in drawn
+                ],
+                **quiet,
+            )
+        ).to_dict()["data"]
+        seconds["samples"] = (time.perf_counter() - began) / len(drawn)
+        for name in SAMPLED:
+            found[name] = dict(zip([row["id"] for row in drawn], map(float, result[name]), strict=True))
     with Path(out).open("w", encoding="utf-8") as file:
         for row in rows:
             scores = {name: values[row["id"]] for name, values in found.items() if row["id"] in values}

@@ -84,15 +84,15 @@ EQUAL = (
 UNLIKE = (
     "Of the same name, and not the same number:",
     "",
-    "- `SAR` of LM-Polygraph compares whole answers without the question; the paper, and we, with it. The rest is equal.",
-    "- `EigenScore` of LM-Polygraph takes the state that predicts a sample's last token, not that of the token, and a "
-    "covariance that is not divided by its d − 1.",
-    "- `consistency_and_confidence` of UQLM, its CoCoA, is (1 + cos) / 2 times the mean token probability; the paper's is "
-    "the product of the two doubts.",
+    "- `SAR` of LM-Polygraph compares whole answers without the question; the paper, and we, with it.",
+    "- `EigenScore` of LM-Polygraph takes the state that predicts a sample's last token, not that of the token, and "
+    "does not divide the covariance by d − 1.",
+    "- `consistency_and_confidence` of UQLM, its CoCoA, is (1 + cos) / 2 times the mean token probability; the paper's "
+    "is the product of the two doubts.",
     "- Its negentropies are of the 15 most probable tokens, as a service gives them.",
-    "- `SemGrad, code` and its like: the loss divided by the number of tokens, one layer more, and on tied embeddings the "
-    "path through the input as well.",
-    "- A real LM-Polygraph run would also count the token that ends the answer, and forbids answers of one token.",
+    "- `SemGrad, code` and its like: the loss divided by the number of tokens, one layer more, and on tied embeddings "
+    "the path through the input as well.",
+    "- LM-Polygraph on its own would also count the token that ends the answer, and forbids answers of one token.",
 )
 
 

@@ -11,7 +11,7 @@ LAYERS ?= .venvs
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test frameworks check lint shape faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks check lint shape peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -37,6 +37,12 @@ lint: $(VENV)/.test
 
 shape: $(VENV)/.test
 	$(BIN)/python benchmarks/shape.py --against $(AGAINST)
+
+# Beside LM-Polygraph, UQLM and published SemGrad, on the same answers; they get environments of their own in $(LAYERS).
+MODELS ?= demo
+peers: $(VENV)/.test
+	$(BIN)/python benchmarks/peers.py --data $(DATA) --sentence-model $(SENTENCE_MODEL) --envs $(LAYERS) \
+		$(MODELS:%=--model %) $(if $(LIMIT),--limit $(LIMIT))
 
 # The fault table of docs/reliability.md, out of a run of the tests that inject faults.
 faults: $(VENV)/.test

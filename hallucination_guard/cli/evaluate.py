@@ -63,6 +63,7 @@ class _Options:
     reference: str | None
     samples: int | None
     p_true: bool
+    yardsticks: bool
     beginnings: bool
     sentence_model: str | None
     prompt: str | None
@@ -114,6 +115,10 @@ def evaluate(
         typer.Option("--samples", min=1, metavar="K", help="Also draw K answers each (5), and their scores."),
     ] = None,
     p_true: Annotated[bool, typer.Option("--p-true", help="Also ask the model whether its answer is true.")] = False,
+    yardsticks: Annotated[
+        bool,
+        typer.Option("--yardsticks", help="Also RAUQ, Self-Certainty, BoostedProb and SATRMD, by one more pass."),
+    ] = False,
     beginnings: Annotated[
         bool,
         typer.Option("--beginnings", help="Also score the beginnings of answers, to calibrate streams."),
@@ -158,6 +163,7 @@ def evaluate(
             reference=reference,
             samples=samples,
             p_true=p_true,
+            yardsticks=yardsticks,
             beginnings=beginnings,
             sentence_model=sentence_model,
             prompt=prompt,
@@ -193,8 +199,10 @@ def _evaluated(options: _Options) -> int:
     scored = [item for item in run.items if item.id in labels and answers.rows[item.id].get("status") == "scored"]
     if options.p_true:
         run.add_p_true(scored, answers)
+    if options.yardsticks:
+        run.add_yardsticks(scored, answers, labels)
     if options.samples:
-        run.add_samples(scored, k=options.samples, embed=embed, own=options.sentence_model is None)
+        run.add_samples(scored, answers, k=options.samples, embed=embed, own=options.sentence_model is None)
     wanted = [each.strip() for each in options.scores.split(",") if each.strip()]
     table = columns(rows, extra=run.extra, only=wanted)
     _report(options, run, table, rows, name, undecided=len(undecided), failed=failed)

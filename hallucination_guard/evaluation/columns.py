@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import CalibrationError, InputError
-from hallucination_guard.values import LOWER_IS_LESS_CERTAIN
+from hallucination_guard.values import JSON, LOWER_IS_LESS_CERTAIN
 
 __all__ = ["FUSED", "Columns", "columns"]
 
@@ -37,6 +37,12 @@ class Columns:
     def wrong(self) -> list[bool]:
         """The label turned, in the order of ``answers``."""
         return [not each.correct for each in self.answers]
+
+    def rows(self) -> Iterator[dict[str, JSON]]:
+        """The table as plain data, an answer at a time."""
+        for at, each in enumerate(self.answers):
+            scores: dict[str, JSON] = {name: float(values[at]) for name, values in self.scores.items()}
+            yield {"id": each.id, "wrong": not each.correct, "scores": scores}
 
 
 def columns(

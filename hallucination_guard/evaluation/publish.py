@@ -1,4 +1,4 @@
-"""A report into a folder: the page, the data and the curves."""
+"""A report into a folder: the page, the data, the scores of every answer and the curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: str | Path, report: Report) -> list[Path]:
-    """Write ``report.md``, ``report.json`` and the plots into ``folder``; the paths.
+    """Write ``report.md``, ``report.json``, ``scores.jsonl`` and the plots into ``folder``; the paths.
 
     Raises:
         MissingExtra: if matplotlib or scikit-learn is not installed.
@@ -23,4 +23,6 @@ def write_report(folder: str | Path, report: Report) -> list[Path]:
     page.write_text(report.to_markdown(plots=[each.name for each in plots]) + "\n", encoding="utf-8")
     text = json.dumps(report.to_json_dict(), ensure_ascii=False, indent=2, allow_nan=False)
     data.write_text(text + "\n", encoding="utf-8")
-    return [page, data, *plots]
+    scores = folder / "scores.jsonl"
+    scores.write_text("".join(json.dumps(row) + "\n" for row in report.columns.rows()), encoding="utf-8")
+    return [page, data, scores, *plots]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from hallucination_guard.errors import CalibrationError
+from hallucination_guard.evaluation.agreement import Answered
 from hallucination_guard.evaluation.answers import P_TRUE, answer, judge, p_true
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.embedding import Embed
 from hallucination_guard.evaluation.judges import Judge
-from hallucination_guard.evaluation.sampling import SAMPLED, Sample, draw, score_samples
+from hallucination_guard.evaluation.sample import Sample
+from hallucination_guard.evaluation.sampling import SAMPLED, draw, score_samples
+from hallucination_guard.evaluation.satrmd import NAME as SATRMD
+from hallucination_guard.evaluation.satrmd import cross_fitted
 from hallucination_guard.evaluation.store import Store
+from hallucination_guard.evaluation.yardsticks import FORWARD, looked_at, state_layers, unpacked
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.values import JSON, Scorer
 
@@ -112,16 +119,58 @@ class Run:
         self.costs["P(True)"], self.seconds["1-p_true"] = spent, spent / len(items) if items else 0.0
         self.notes.append(f"1-p_true: the model was asked {P_TRUE!r}; P(True) = P(A) / (P(A) + P(B)).")
 
-    def add_samples(self, items: Sequence[Item], *, k: int, embed: Embed, own: bool) -> None:
-        """Draw k more answers each, and compare them.
+    def add_yardsticks(self, items: Sequence[Item], answers: Store, labels: Mapping[str, bool]) -> None:
+        """Read every answer once more, and learn SATRMD from its states.
 
         Args:
             items: the questions.
+            answers: to them.
+            labels: whether each is right.
+        """
+        store = self.store("yardsticks", scores=list(FORWARD), layers=list(state_layers(self.model.layout.depth)))
+        with self.progress("reading them once more", len(items)) as done:
+            for at, item in enumerate(items, start=1):
+                if item.id not in store.rows:
+                    store.add([looked_at(self.model, item, self.prompting, answers.rows[item.id])])
+                done(at)
+        rows = {item.id: store.rows[item.id] for item in items}
+        spent = sum(row["seconds"] for row in rows.values())
+        self.costs["reading them once more"] = spent
+        for name in FORWARD:
+            self.extra[name] = {key: row["scores"][name] for key, row in rows.items()}
+            self.seconds[name] = spent / max(1, len(items))
+        wrong = {key: not labels[key] for key in sorted(rows)}
+        # Fitting takes a while, and another judge or --limit has other labels: a file for each.
+        mark = hashlib.sha256(json.dumps(wrong).encode()).hexdigest()[:8]
+        fitted = self.store(f"{SATRMD}-{mark}", yardsticks=store.path.name)
+        try:
+            if not fitted.rows:
+                began = time.perf_counter()
+                found = cross_fitted({key: unpacked(row["states"]) for key, row in rows.items()}, wrong)
+                share = (time.perf_counter() - began) / len(found)
+                fitted.add([{"id": key, SATRMD: value, "seconds": share} for key, value in found.items()])
+        except CalibrationError as error:
+            self.notes.append(f"No {SATRMD}: {error}.")
+        else:
+            self.extra[SATRMD] = {key: fitted.rows[key][SATRMD] for key in rows}
+            self.costs[f"fitting {SATRMD}"] = sum(fitted.rows[key]["seconds"] for key in rows)
+            self.seconds[SATRMD] = spent / max(1, len(items))
+            self.notes.append(
+                f"{SATRMD}: of every answer by what was fitted on the labels of the other 4 of 5 folds. Its seconds "
+                "are those of the one pass that it shares with rauq, self-certainty and boostedprob."
+            )
+
+    def add_samples(self, items: Sequence[Item], answers: Store, *, k: int, embed: Embed, own: bool) -> None:
+        """Draw k more answers each, and compare them with each other and with the answer.
+
+        Args:
+            items: the questions.
+            answers: to them.
             k: answers to each.
             embed: embeds texts.
             own: whether by the model's own states, for want of a sentence model.
         """
-        settings = {"k": k, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+        settings = {"k": k, "temperature": 1.0, "top_p": 1.0, "seed": 0, "rows": 2}  # since they hold token ids
         store = self.store("samples", samples=settings)
         with self.progress(f"drawing {k} answers each", len(items)) as done:
             draw(
@@ -135,7 +184,8 @@ class Run:
                 done=done,
             )
         by_meaning = None if own else 0.9
-        scores = self.store("sampled", samples=settings, embedding=embed.name, by_meaning=by_meaning)
+        bound: dict[str, JSON] = {"embedding": embed.name, "by_meaning": by_meaning, "scores": list(SAMPLED)}
+        scores = self.store("sampled", samples=settings, **bound)
         with self.progress("comparing them", len(items)) as done:
             for at, item in enumerate(items, start=1):
                 if item.id not in scores.rows:
@@ -144,7 +194,13 @@ class Run:
                         Sample(text=each["text"], without=tuple(each["without"]), logprobs=tuple(each["logprobs"]))
                         for each in row["samples"]
                     ]
-                    found, seconds = score_samples(item.query, samples, embed=embed, by_meaning=by_meaning)
+                    found, seconds = score_samples(
+                        item.query,
+                        samples,
+                        answer=Answered.of(answers.rows[item.id]),
+                        embed=embed,
+                        by_meaning=by_meaning,
+                    )
                     if row["eigenscore"] is not None:
                         found["eigenscore"], seconds["eigenscore"] = row["eigenscore"], 0.0
                     scores.add([{"id": item.id, "scores": found, "seconds": seconds}])
@@ -160,7 +216,7 @@ class Run:
         meaning = "the same words after normalising" if own else f"or similarity ≥ {by_meaning} by {embed.name}"
         self.notes.append(
             f"Scores of samples: {k} answers at temperature 1, seed 0; likelihoods at temperature 1. Clusters of "
-            f"semantic_entropy: {meaning}. Similarities of sar: {embed.name}"
+            f"semantic_entropy: {meaning}. Similarities of sar, cocoa and semantic_density: {embed.name}"
             f"{', since no sentence model was given: a makeshift' if own else ''}. eigenscore: the model's own middle "
             "layer. The seconds of each hold the drawing, which they share."
         )

@@ -1,8 +1,8 @@
 """The yardsticks that need more answers: K of them are drawn for every question, and it is measured how they differ.
 
-Predictive entropy, lexical dissimilarity, semantic entropy, SAR (arXiv 2307.01379) and EigenScore (arXiv 2402.03744);
-all higher = less certain, with likelihoods at temperature 1 whatever the samples were drawn at. docs/methods.md has the
-formulas.
+Predictive entropy, lexical dissimilarity, semantic entropy, SAR (arXiv 2307.01379) and EigenScore (arXiv 2402.03744),
+and those that hold the answer against them (:mod:`hallucination_guard.evaluation.agreement`); all higher = less
+certain, with likelihoods at temperature 1 whatever the samples were drawn at. docs/methods.md has the formulas.
 
 An empty sample is a cluster of its own kind in the entropies over clusters and in ROUGE-L, and has no likelihood; with
 fewer than two samples that have one, the answer has no sampling score, with a reason.
@@ -13,17 +13,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from hallucination_guard.evaluation.agreement import AGREEMENT, Answered, score_agreement
 from hallucination_guard.evaluation.answers import batches
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.embedding import Embed
 from hallucination_guard.evaluation.judges import rouge_l
 from hallucination_guard.evaluation.matching import normal_form
+from hallucination_guard.evaluation.sample import Sample
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.values import Generation
@@ -48,33 +49,10 @@ SAMPLED = (
     "semantic_entropy_count",
     "sar",
     "eigenscore",
+    *AGREEMENT,
 )
 _RIDGE = 1e-3
 _TEMPERATURE = 1e-3  # τ of SAR
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One drawn answer.
-
-    Args:
-        text: as a reader sees it.
-        without: the text without each of its tokens; none for an empty sample.
-        logprobs: log p_t of each token.
-    """
-
-    text: str
-    without: tuple[str, ...] = ()
-    logprobs: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.without) != len(self.logprobs) or not all(map(math.isfinite, self.logprobs)):
-            raise ValueError(f"a sample has {len(self.without)} tokens and the log probabilities {self.logprobs!r}")
-
-    @property
-    def nll(self) -> float:
-        """−log p(s)."""
-        return -math.fsum(self.logprobs)
 
 
 def draw(
@@ -137,12 +115,13 @@ def draw(
                     "samples": [
                         {
                             "text": sample.text,
+                            "token_ids": list(generation.response_token_ids) if sample.logprobs else [],
                             "without": list(sample.without),
                             "logprobs": list(sample.logprobs),
                             "sum_nll": sample.nll,
                             "mean_nll": sample.nll / len(sample.logprobs) if sample.logprobs else None,
                         }
-                        for sample, _ in read
+                        for (sample, _), generation in zip(read, generations, strict=True)
                     ],
                     "eigenscore": eigenscore(np.stack(states)) if len(states) > 1 else None,
                 }
@@ -186,6 +165,7 @@ def score_samples(
     query: str,
     samples: Sequence[Sample],
     *,
+    answer: Answered,
     embed: Embed,
     by_meaning: float | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -194,7 +174,8 @@ def score_samples(
     Args:
         query: the question.
         samples: drawn for it.
-        embed: for SAR, and for clusters where ``by_meaning`` is given.
+        answer: that is being judged.
+        embed: for SAR, CoCoA and semantic density, and for clusters where ``by_meaning`` is given.
         by_meaning: cosine similarity from which two samples mean the same; None to go by their words.
     """
     likely = [sample for sample in samples if sample.logprobs]
@@ -220,6 +201,9 @@ def score_samples(
     seconds["semantic_entropy"] += shared
     seconds["semantic_entropy_count"] += shared
     timed("sar", lambda: sar(query, likely, embed=embed))
+    began = time.perf_counter()
+    scores |= score_agreement(query, answer, samples, embed=embed)
+    seconds |= dict.fromkeys(AGREEMENT, time.perf_counter() - began)  # they share their embeddings
     return scores, seconds
 
 

@@ -18,7 +18,7 @@ from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
-COUNT = 30
+COUNT = 60
 
 
 @pytest.fixture
@@ -83,6 +83,9 @@ class TestOnePass:
         names = {path.name for path in (tmp_path / "out").iterdir()}
         assert {"answers.jsonl", "report.md", "report.json", "risk-coverage.png", "reliability.png", "roc.png"} <= names
         assert len(read_labelled(tmp_path / "out" / "answers.jsonl")) == COUNT
+        rows = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+        assert len(rows) == COUNT
+        assert set(rows[0]["scores"]) == set(report(tmp_path)["scores"])
         found = report(tmp_path)
         assert found["about"]["judge"] == "given"
         assert {"semgrad", "semgrad_mean", "hybridgrad", "-min_token_logprob", "length", "fused"} <= set(
@@ -129,6 +132,29 @@ class TestOnePass:
 
 
 class TestMoreScores:
+    def test_yardsticks_are_kept_and_priced(
+        self, call: Callable[..., int], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from hallucination_guard.evaluation import yardsticks
+
+        looked: list[int] = []
+        real = yardsticks.look
+        monkeypatch.setattr(yardsticks, "look", lambda *each: (looked.append(1), real(*each))[1])
+        for _ in range(2):
+            call("--data", given, "--yardsticks")
+        assert len(looked) == COUNT
+        found = report(tmp_path)
+        for name in ("rauq", "-self_certainty", "1-boostedprob", "satrmd"):
+            assert found["scores"][name]["seconds"] > 0
+        assert "other 4 of 5 folds" in " ".join(found["notes"])
+
+    def test_too_few_labels_for_satrmd_are_said(self, call: Callable[..., int], given: Path, tmp_path: Path) -> None:
+        call("--data", given, "--yardsticks", "--limit", 6)
+        found = report(tmp_path)
+        assert "rauq" in found["scores"]
+        assert "satrmd" not in found["scores"]
+        assert "No satrmd" in " ".join(found["notes"])
+
     def test_samples_and_p_true_are_kept_and_priced(
         self, call: Callable[..., int], given: Path, prompts: list[str], tmp_path: Path
     ) -> None:
@@ -142,6 +168,8 @@ class TestMoreScores:
             "lexical_dissimilarity",
             "sar",
             "eigenscore",
+            "cocoa",
+            "1-semantic_density",
             "1-p_true",
         ):
             assert found["scores"][name]["seconds"] > 0

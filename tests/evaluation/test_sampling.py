@@ -12,9 +12,10 @@ import torch
 
 from hallucination_guard.errors import InputError, ModelError
 from hallucination_guard.evaluation import Item, OwnStates, Prompting, SentenceModel, Store
+from hallucination_guard.evaluation.agreement import Answered
+from hallucination_guard.evaluation.sample import Sample
 from hallucination_guard.evaluation.sampling import (
     SAMPLED,
-    Sample,
     _read,
     clusters,
     draw,
@@ -27,6 +28,8 @@ from hallucination_guard.evaluation.sampling import (
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.scoring import Likelihood
 from hallucination_guard.testing import tiny_tokenizer
+
+ANSWER = Answered(text="Paris", sequence_nll=1.0, mean_nll=1.0, mean_token_entropy=0.5)
 
 
 def sample(text: str, *logprobs: float) -> Sample:
@@ -144,6 +147,9 @@ class TestDrawing:
             texts = [each["text"] for each in row["samples"]]
             assert len(texts) == 3
             assert len(set(texts)) > 1
+            assert [len(each["token_ids"]) for each in row["samples"]] == [
+                len(each["logprobs"]) for each in row["samples"]
+            ]
             assert isinstance(row["eigenscore"], float)
             assert row["seconds"] > 0
 
@@ -162,13 +168,14 @@ class TestDrawing:
 
     def test_every_score_is_there_with_its_seconds(self) -> None:
         samples = [sample("Paris", -0.1), sample("Lyon", -1.0, -2.0), Sample(text="")]
-        scores, seconds = score_samples("who?", samples, embed=_Table())
+        scores, seconds = score_samples("who?", samples, answer=ANSWER, embed=_Table())
         assert set(scores) == set(seconds) == {*SAMPLED} - {"eigenscore"}
         assert scores["predictive_entropy"] == pytest.approx((0.1 + 3.0) / 2)
         assert scores["predictive_entropy_mean"] == pytest.approx((0.1 + 1.5) / 2)
 
     def test_with_one_likelihood_there_is_no_score(self) -> None:
-        assert score_samples("who?", [sample("Paris", -0.1), Sample(text="")], embed=_Table()) == ({}, {})
+        samples = [sample("Paris", -0.1), Sample(text="")]
+        assert score_samples("who?", samples, answer=ANSWER, embed=_Table()) == ({}, {})
 
     def test_a_sample_that_is_not_finite_can_not_be_built(self) -> None:
         with pytest.raises(ValueError, match="log prob"):

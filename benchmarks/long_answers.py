@@ -160,7 +160,9 @@ def row_of(model: WhiteBoxModel, question: Question, generation: Generation, *, 
 
 def loaded(name: str) -> WhiteBoxModel:
     """The model of that name."""
-    return WhiteBoxModel.demo() if name == "demo" else WhiteBoxModel.from_pretrained(name)
+    if name == "demo":
+        return WhiteBoxModel.demo()
+    return WhiteBoxModel.from_gguf(name) if name.endswith(".gguf") else WhiteBoxModel.from_pretrained(name)
 
 
 def draw(options: argparse.Namespace) -> int:

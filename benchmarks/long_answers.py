@@ -75,7 +75,10 @@ def judge(question: Question, sentence: str) -> Judged:
     text = " ".join(re.sub(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+", "", sentence).replace("**", "").split())
     if re.search(r"\b(?:not|no|never|isn't|or)\b|\?$", text, re.IGNORECASE):
         return "unchecked"
-    return _of_set(CATALOGUE["sets"][question.set], text) if question.set >= 0 else _of_relation(question, text)
+    if question.set >= 0:
+        return _of_set(CATALOGUE["sets"][question.set], text)
+    # The last example is about colours, and some answers go on with it.
+    return "unchecked" if "colour" in text else _of_relation(question, text)
 
 
 def _of_set(kind: Mapping[str, Any], text: str) -> Judged:
@@ -99,6 +102,8 @@ def _of_relation(question: Question, text: str) -> Judged:
     items, exact = relation["items"], relation.get("exact", False)
     named = {str(key) for key in items if _mentions(text, str(key))}
     named = {key for key in named if not any(key != other and _mentions(other, key) for other in named)}
+    if len(named) > 1:  # "The opposite of wide is fast": it is about the one before the verb
+        named = {key for key in named if re.search(rf"(?:of|for|in) {re.escape(_bare(key))} (?:is|was)\b", _bare(text))}
     if len(named) != 1:
         return "unchecked"
     (key,) = named
@@ -160,7 +165,9 @@ def row_of(model: WhiteBoxModel, question: Question, generation: Generation, *, 
 
 def loaded(name: str) -> WhiteBoxModel:
     """The model of that name."""
-    return WhiteBoxModel.demo() if name == "demo" else WhiteBoxModel.from_pretrained(name)
+    if name == "demo":
+        return WhiteBoxModel.demo()
+    return WhiteBoxModel.from_gguf(name) if name.endswith(".gguf") else WhiteBoxModel.from_pretrained(name)
 
 
 def draw(options: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, Certifi
 from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.fusion import SIGNALS, Fusion, cross_fitted, fit_fusion, log_of
 from hallucination_guard.calibration.novelty import fit_novelty
-from hallucination_guard.calibration.probe import fit_probe, out_of_fold
+from hallucination_guard.calibration.probe import fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
 from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.values import States
@@ -87,7 +87,16 @@ def evaluated(model: str, where: str, name: str, path: Path, work: Path, limit: 
     judge = JUDGES.get(name, "contains")
     command = [
         *(sys.executable, "-m", "hallucination_guard.cli", "evaluate", "--data", str(path), "--output", str(folder)),
-        *("--model", where, "--judge", judge, "--shots", str(SHOTS), "--max-new-tokens", "24"),
+        *(
+            "--model",
+            where,
+            "--judge",
+            judge,
+            "--shots",
+            "0" if where == "demo" else str(SHOTS),
+            "--max-new-tokens",
+            "24",
+        ),
         *("--batch-size", "8", "--resamples", "1000", "--scores", "paragrad"),
         *(() if limit is None else ("--limit", str(limit))),
     ]
@@ -143,7 +152,7 @@ def ranking(rows: Rows) -> Iterator[str]:
     """How well each score finds the wrong answers, and what a probe adds to it."""
     best, single = rows.best_single
     fused = np.log(cross_fitted(rows.answers, fit=fit_fused))
-    probe = out_of_fold(rows.states, rows.wrong.tolist(), rows.ids)
+    _, probe = fit_probe(rows.states, rows.wrong.tolist(), rows.ids)
     columns: dict[str, Any] = {
         name: rows.column(name) for name in ("sequence_nll", "semgrad", "paragrad", "hybridgrad")
     }
@@ -170,7 +179,7 @@ def ranking(rows: Rows) -> Iterator[str]:
 def transfer(rows: Rows, other: Rows) -> str:
     """Fitted on one set, used on another."""
     fusion = fit_fused(rows.answers)
-    forced = fit_probe(rows.states, rows.wrong.tolist(), rows.ids)
+    forced, _ = fit_probe(rows.states, rows.wrong.tolist(), rows.ids)
     novelty = fit_novelty(rows.states, rows.ids)
     fused = [fusion.score(each.scores, each.length, each.states) for each in other.answers]
     alone = [forced.odds(each.states) for each in other.answers]

@@ -23,7 +23,7 @@ from hallucination_guard.calibration.fusion import (
     signals_of,
 )
 from hallucination_guard.calibration.labelled import Labelled
-from hallucination_guard.calibration.probe import fit_probe, out_of_fold
+from hallucination_guard.calibration.probe import fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
 from hallucination_guard.errors import CalibrationError, MissingExtra
 
@@ -65,7 +65,7 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
             update={"why": f"no probe: {len(scored)} answers, {few} of the rarer kind, are too few"}
         )
     ids = [each.id for each in scored]
-    logits = out_of_fold(states, wrong.tolist(), ids)
+    probe, logits = fit_probe(states, wrong.tolist(), ids)
     names = (PROBE, *_beside(scored, wrong))
     logs = np.column_stack([logits, *(_logs(name, scored) for name in names[1:])])
     values, without = _left_out(logs, wrong, ids), np.log(cross_fitted(scored))
@@ -79,7 +79,7 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
         wrong.astype(float),
         names,
         optimum=_not_negative,
-        probe=fit_probe(states, wrong.tolist(), ids),
+        probe=probe,
         why=f"with a probe: AUROC {said} on {len(scored)} answers",
     )
 

@@ -22,9 +22,10 @@ from hallucination_guard.calibration import (
     write_labelled,
 )
 from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split
+from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.fusion import cross_fitted
 from hallucination_guard.calibration.novelty import Novelty, fit_novelty
-from hallucination_guard.calibration.probe import Probe, fit_probe, out_of_fold
+from hallucination_guard.calibration.probe import _FOLDS, _PARTITIONS, Probe, fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
 from hallucination_guard.calibration.stack import _not_negative, fit_fused
 from hallucination_guard.errors import CalibrationError
@@ -98,22 +99,30 @@ class TestStates:
 
 
 class TestProbe:
-    def test_the_weights_are_scikit_learns_on_standardised_states(self):
-        rows = answers(200)
-        probe = fit_probe(states(rows), wrong(rows), [each.id for each in rows])
-        x = np.array([each.features for each in states(rows)])
-        z = (x - x.mean(axis=0)) / x.std(axis=0)
-        theirs = LogisticRegression(C=probe.strength, max_iter=1000).fit(z, wrong(rows)).decision_function(z)
-        ours = [math.log(probe.odds(each)) for each in states(rows)]
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    def test_it_is_the_mean_of_scikit_learns_at_one_scale(self):
+        rows = answers(120)
+        ids = [each.id for each in rows]
+        probe, unseen = fit_probe(states(rows), wrong(rows), ids)
+        x, y = np.array([each.features for each in states(rows)]), np.array(wrong(rows))
+        logits, seen = [], np.zeros((_PARTITIONS, len(y)))
+        for seed in range(_PARTITIONS):
+            parts = fold_of(ids, _FOLDS, seed=seed)
+            for part in range(_FOLDS):
+                rest = parts != part
+                z = (x - x[rest].mean(axis=0)) / x[rest].std(axis=0)
+                own = LogisticRegression(C=probe.strength, max_iter=1000).fit(z[rest], y[rest]).decision_function(z)
+                own = (own - own[rest].mean()) / own[rest].std()
+                logits.append(own)
+                seen[seed, ~rest] = own[~rest]
+        np.testing.assert_allclose([math.log(probe.odds(each)) for each in states(rows)], np.mean(logits, 0), atol=1e-4)
+        np.testing.assert_allclose(unseen, seen.mean(axis=0), atol=1e-4)
 
     def test_out_of_fold_means_that_the_own_question_taught_nothing(self):
         """With labels at random an honest probe is at chance; one that saw its answers is not."""
         rows = answers(150, seed=3)
         labels = np.random.default_rng(0).permutation(wrong(rows)).tolist()
         ids = [each.id for each in rows]
-        honest = out_of_fold(states(rows), labels, ids)
-        probe = fit_probe(states(rows), labels, ids)
+        probe, honest = fit_probe(states(rows), labels, ids)
         assert abs(auroc(honest, labels) - 0.5) < 0.12
         assert auroc([probe.odds(each) for each in states(rows)], labels) > 0.62
 
@@ -121,19 +130,19 @@ class TestProbe:
         rows = answers(60, seed=4)
         twice = [*states(rows), *states(rows)]
         labels = np.random.default_rng(1).permutation(wrong(rows)).tolist()
-        found = out_of_fold(twice, labels * 2, [each.id for each in rows] * 2)
+        _, found = fit_probe(twice, labels * 2, [each.id for each in rows] * 2)
         assert abs(auroc(found, labels * 2) - 0.5) < 0.2
 
     def test_states_of_other_layers_are_refused(self):
         rows = answers(60)
-        probe = fit_probe(states(rows), wrong(rows), [each.id for each in rows])
+        probe, _ = fit_probe(states(rows), wrong(rows), [each.id for each in rows])
         for odd in (None, replace(states(rows)[0], layers=(1, 2)), States(layers=(3, 4), mean=(1.0,), last=(1.0,))):
             with pytest.raises(CalibrationError):
                 probe.odds(odd)
 
     def test_a_file_holds_the_same_probe(self):
         rows = answers(60)
-        probe = fit_probe(states(rows), wrong(rows), [each.id for each in rows])
+        probe, _ = fit_probe(states(rows), wrong(rows), [each.id for each in rows])
         again = Probe.model_validate_json(probe.model_dump_json())
         assert again == probe and again.name == probe.name
         plain = json.loads(probe.model_dump_json())

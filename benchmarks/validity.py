@@ -27,7 +27,7 @@ from scipy.stats import binom
 
 from hallucination_guard.calibration import FUSED, Labelled, read_labelled
 from hallucination_guard.calibration.certificate import FIT_SHARE, Drafts, course, design
-from hallucination_guard.calibration.fusion import matrix, minimum
+from hallucination_guard.calibration.fusion import matrix, optimum
 from hallucination_guard.calibration.starts import furthest
 from hallucination_guard.errors import GuardError
 
@@ -84,7 +84,7 @@ def fused(logs: np.ndarray, wrong: np.ndarray, of: np.ndarray) -> np.ndarray:
     centre, scale = held[of].mean(axis=0), held[of].std(axis=0)
     scale[scale < 1e-9] = 1.0
     x = (held - centre) / scale
-    weights, intercept = minimum(x[of], wrong[of].astype(float))
+    weights, intercept = optimum(x[of], wrong[of].astype(float))
     return np.exp(x @ weights + intercept)
 
 

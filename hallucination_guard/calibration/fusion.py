@@ -1,10 +1,10 @@
 """One score out of what a single pass measures: logistic regression, strongly regularised, on the signals' logs.
 
 Signals are positive and spread over decades, so their logs are taken, held inside the range seen at fitting, and
-standardised. The weights w minimise Σ log loss + |w|² / 2C over the answers (Newton's method; ten unknowns). With a
-small C they stay near what each signal says by itself and do not play correlated signals against each other: a few
-hundred labels do not tell those apart. The fused score is e^(b + w·x), the odds of being wrong before calibration, so
-it is positive and rises with doubt like the others. Fitting needs numpy, applying needs nothing.
+standardised. The weights w ≥ 0 minimise Σ log loss + |w|² / 2C over the answers: every signal rises with doubt, and a
+few hundred labels cannot tell that one should count against another. With a small C they stay near what each says by
+itself. The fused score is e^(b + w·x), the odds of being wrong before calibration, so it is positive and rises with
+doubt like the others. Fitting needs scipy, applying needs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.probe import Probe
-from hallucination_guard.errors import CalibrationError
+from hallucination_guard.errors import CalibrationError, MissingExtra
 from hallucination_guard.values import States
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
     "fit_fusion",
     "fitted",
     "log_of",
-    "minimum",
+    "optimum",
     "ranges",
     "signals_of",
 ]
@@ -57,7 +57,7 @@ SIGNALS = (
 PROBE = "probe"
 """The signal that a :class:`~hallucination_guard.calibration.probe.Probe` gives."""
 
-_C = 0.1
+_C = 0.01
 _TINY = 1e-12
 _FAR = 50.0  # |b + w·x|: beyond it odds would not fit a float's usual range, and no answer is that certain
 _EDGE = 0.01  # of the answers at either end do not stretch a signal's range
@@ -191,14 +191,14 @@ def cross_fitted(
 
 
 def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
-    """The signals that every answer has.
+    """The signals that every answer has. The length is none: by itself it is no doubt, it only stands beside a probe.
 
     Raises:
-        CalibrationError: if there is none but the length.
+        CalibrationError: if there is none.
     """
-    common = set.intersection(*(set(each.scores) for each in answers)) | {"length"}
+    common = set.intersection(*(set(each.scores) for each in answers))
     found = tuple(name for name in SIGNALS if name in common)
-    if found == ("length",):
+    if not found:
         raise CalibrationError("the answers have no signal in common", hint="score all with one scorer")
     return found
 
@@ -216,7 +216,7 @@ def fitted(
     wrong: Floats,
     names: tuple[str, ...],
     *,
-    optimum: Callable[[Floats, Floats], tuple[Floats, float]] | None = None,
+    c: float = _C,
     probe: Probe | None = None,
     why: str = "",
 ) -> Fusion:
@@ -226,12 +226,12 @@ def fitted(
         logs: of the signals.
         wrong: 1 for a wrong answer, else 0.
         names: of the signals.
-        optimum: from standardised logs and labels to weights and intercept; :func:`minimum` by default.
+        c: C.
         probe: of the signal of that name.
         why: see :class:`Fusion`.
     """
     low, high, centre, scale = ranges(logs)
-    weights, intercept = (optimum or minimum)((logs.clip(low, high) - centre) / scale, wrong)
+    weights, intercept = optimum((logs.clip(low, high) - centre) / scale, wrong, c=c)
     return Fusion(
         signals=names,
         low=low.tolist(),
@@ -257,33 +257,38 @@ def ranges(logs: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     return low, high, centre, scale
 
 
-def minimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
-    """W and b that minimise Σ log loss + |w|² / 2C, by Newton's method with halved steps; b is not held down."""
+def optimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
+    """The w ≥ 0 and b that minimise Σ log loss + |w|² / 2C; b is not held down.
+
+    Raises:
+        CalibrationError: if it does not converge.
+        MissingExtra: if scipy is not installed.
+    """
     import numpy as np
 
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise MissingExtra(
+            "fitting a fused score needs scipy", hint="pip install 'hallucination-guard-semgrad[calibrate]'"
+        ) from None
     full = np.column_stack([x, np.ones(len(x))])
     held = np.append(np.full(x.shape[1], 1.0 / c), 0.0)
 
-    def loss(at: Floats) -> float:
+    def loss(at: Floats) -> tuple[float, Floats]:
         z = full @ at
-        return float(np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at))
+        p = 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
+        value = np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at)
+        return float(value), full.T @ (p - wrong) + held * at
 
     rate = wrong.mean()
-    theta = np.append(np.zeros(x.shape[1]), math.log(rate / (1.0 - rate)))
-    value = loss(theta)
-    for _ in range(100):
-        p = 1.0 / (1.0 + np.exp(-np.clip(full @ theta, -500.0, 500.0)))
-        slope = full.T @ (p - wrong) + held * theta
-        step = np.linalg.solve((full * (p * (1.0 - p))[:, None]).T @ full + np.diag(held + 1e-12), slope)
-        if slope @ step < 1e-10:  # twice what is left to gain; below it the loss is rounding
-            theta = theta - step
-            return theta[:-1], float(theta[-1])
-        size = 1.0
-        while loss(theta - size * step) > value:
-            size /= 2.0
-        theta = theta - size * step
-        value = loss(theta)
-    raise CalibrationError("the fused score did not converge", hint="look for absurd numbers among the scores")
+    start = np.append(np.zeros(x.shape[1]), math.log(rate / (1.0 - rate)))
+    bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9})
+    slope = np.where((found.x <= 0.0) & (held > 0.0), np.minimum(found.jac, 0.0), found.jac)
+    if not np.abs(slope).max() <= 1e-3 * len(x):  # its own word for success also means that nothing was left to gain
+        raise CalibrationError("the fused score did not converge", hint="look for absurd numbers among the scores")
+    return found.x[:-1], float(found.x[-1])
 
 
 def log_of(name: str, scores: Mapping[str, float], length: int | None) -> float:

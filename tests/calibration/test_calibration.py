@@ -314,8 +314,9 @@ def test_a_fused_calibration_reads_all_signals_of_a_score():
     )
     assert fitted.fusion is not None
     assert fitted.value(score) == fitted.fusion.score(score.scores, 5)
-    with pytest.raises(CalibrationError, match="length"):
-        fitted.confidence(scored(0.5))
+    missing = fitted.fusion.signals[0]
+    with pytest.raises(CalibrationError, match=missing):
+        fitted.confidence(replace(score, scores={"other": 1.0}))
 
 
 def test_the_reference_is_of_first_drafts_and_thinned():

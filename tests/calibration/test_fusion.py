@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hallucination_guard.calibration import Fusion, Labelled, fit_fusion
-from hallucination_guard.calibration.fusion import cross_fitted, minimum
+from hallucination_guard.calibration.fusion import cross_fitted, optimum
 from hallucination_guard.errors import CalibrationError
 from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
 
@@ -50,27 +50,33 @@ def auroc(rows: list[Labelled], values: Any) -> float:
 
 
 @pytest.mark.parametrize("c", [0.01, 0.1, 10.0])
-def test_the_weights_are_scikit_learns(c):
+def test_the_weights_are_scikit_learns_where_all_signals_rise_with_doubt(c):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(150, 5))
-    wrong = (rng.random(150) < 1 / (1 + np.exp(-x[:, 0] + 1))).astype(float)
-    weights, intercept = minimum(x, wrong, c=c)
+    wrong = (rng.random(150) < 1 / (1 + np.exp(-x.sum(axis=1) + 1))).astype(float)
+    weights, intercept = optimum(x, wrong, c=c)
     theirs = LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(x, wrong)
-    np.testing.assert_allclose(weights, theirs.coef_[0], atol=1e-6)
-    assert intercept == pytest.approx(theirs.intercept_[0], abs=1e-6)
+    assert (theirs.coef_ > 0).all()
+    np.testing.assert_allclose(weights, theirs.coef_[0], atol=1e-5)
+    assert intercept == pytest.approx(theirs.intercept_[0], abs=1e-5)
 
 
-def test_the_weights_are_where_the_slope_is_nil():
+def test_no_signal_counts_against_another():
+    """At the optimum the slope is nil where a weight is positive, and points below 0 where it is held."""
     rng = np.random.default_rng(1)
-    x, wrong = rng.normal(size=(80, 3)), (rng.random(80) < 0.3).astype(float)
-    weights, intercept = minimum(x, wrong, c=0.1)
+    x = rng.normal(size=(80, 4))
+    wrong = (rng.random(80) < 1 / (1 + np.exp(-x[:, 0] + 2 * x[:, 1]))).astype(float)
+    weights, intercept = optimum(x, wrong, c=0.1)
     p = 1 / (1 + np.exp(-(x @ weights + intercept)))
-    assert np.abs(x.T @ (p - wrong) + weights / 0.1).max() < 1e-5 and abs(p.sum() - wrong.sum()) < 1e-5
+    slope = x.T @ (p - wrong) + weights / 0.1
+    assert weights.min() >= 0.0 and weights[0] > 0.0 == weights[1]
+    assert np.abs(slope[weights > 0]).max() < 1e-4 and slope[weights == 0].min() > -1e-4
+    assert abs(p.sum() - wrong.sum()) < 1e-4
 
 
 def test_labels_that_a_signal_tells_apart_without_error_are_no_trouble():
     x = np.linspace(-1, 1, 60)[:, None] * np.ones(4)
-    weights, _ = minimum(x, (x[:, 0] > 0).astype(float))
+    weights, _ = optimum(x, (x[:, 0] > 0).astype(float))
     assert np.isfinite(weights).all() and weights == pytest.approx([weights[0]] * 4)
 
 
@@ -134,7 +140,10 @@ def test_a_missing_signal_is_refused_by_name():
 
 def test_an_unknown_length_is_refused():
     with pytest.raises(CalibrationError, match="length"):
-        fit_fusion(answers(60)).score(answers(1)[0].scores, None)
+        fusion = fit_fusion(answers(60))
+        read = {"signals": (*fusion.signals, "length")}
+        longer = {name: (*getattr(fusion, name), 1.0) for name in ("low", "high", "centre", "scale", "weights")}
+        Fusion(**{**fusion.model_dump(), **read, **longer}).score(answers(1)[0].scores, None)
 
 
 def test_a_signal_of_the_wrong_sign_is_refused():

@@ -23,11 +23,11 @@ from hallucination_guard.calibration import (
 )
 from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split
 from hallucination_guard.calibration.folds import fold_of
-from hallucination_guard.calibration.fusion import cross_fitted
+from hallucination_guard.calibration.fusion import cross_fitted, optimum
 from hallucination_guard.calibration.novelty import Novelty, fit_novelty
 from hallucination_guard.calibration.probe import _FOLDS, _PARTITIONS, Probe, fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
-from hallucination_guard.calibration.stack import _not_negative, fit_fused
+from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.errors import CalibrationError
 from hallucination_guard.values import Conditions, ModelIdentity, Score, ScorerIdentity, States
 
@@ -160,7 +160,7 @@ class TestTwoStages:
 
     def test_one_that_does_not_is_left_out_and_says_so(self):
         fusion = fit_fused(answers(300, inside=0.0, outside=2.0))
-        assert fusion.probe is None and fusion.why.startswith("no probe: AUROC")
+        assert fusion.probe is None and fusion.why.startswith("no probe, all scores fused: with one, AUROC -")
 
     def test_without_states_or_with_few_answers_there_is_none(self):
         rows = answers(120)
@@ -178,7 +178,7 @@ class TestTwoStages:
         rng = np.random.default_rng(0)
         x = rng.normal(size=(200, 4))
         y = (rng.random(200) < 1 / (1 + np.exp(-x[:, 0] + x[:, 1]))).astype(float)
-        weights, intercept = _not_negative(x, y)
+        weights, intercept = optimum(x, y, c=0.1)
 
         def loss(at):
             z = x @ at[:4] + at[4]

@@ -184,7 +184,7 @@ class TestReport:
         assert "| undefined |" in page
         assert "All answers have one label" in page
         written = write_report(tmp_path, report)
-        assert [path.name for path in written] == ["report.md", "report.json", "risk-coverage.png"]
+        assert [path.name for path in written] == ["report.md", "report.json", "scores.jsonl", "risk-coverage.png"]
 
     def test_brier_of_every_score_is_below_that_of_no_knowledge(self, report: Report) -> None:
         found = report.confidence["paragrad"]
@@ -193,9 +193,9 @@ class TestReport:
 
     def test_is_written_whole(self, report: Report, tmp_path: Path) -> None:
         written = write_report(tmp_path, report)
-        names = ["report.md", "report.json", "risk-coverage.png", "reliability.png", "roc.png"]
+        names = ["report.md", "report.json", "scores.jsonl", "risk-coverage.png", "reliability.png", "roc.png"]
         assert [path.name for path in written] == names
-        assert all(path.read_bytes().startswith(PNG) for path in written[2:])
+        assert all(path.read_bytes().startswith(PNG) for path in written[3:])
         assert json.loads(written[1].read_text()) == json.loads(json.dumps(report.to_json_dict()))
         page = written[0].read_text()
         assert all(f"]({name})" in page for name in names[2:])

@@ -11,7 +11,7 @@ LAYERS ?= .venvs
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test frameworks check lint shape peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks check lint shape evidence peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -37,6 +37,13 @@ lint: $(VENV)/.test
 
 shape: $(VENV)/.test
 	$(BIN)/python benchmarks/shape.py --against $(AGAINST)
+
+# The tables of docs/evidence.md. Hours on a CPU; what was answered stays in WORK, so it can be run again. QUICK=--quick: a tenth.
+# SETS="sciq=FILE own=FILE", EVIDENCE_MODELS="demo gemma=FOLDER".
+EVIDENCE_MODELS ?= demo
+WORK ?= .evidence
+evidence: $(VENV)/.test
+	$(BIN)/python benchmarks/evidence.py --models $(EVIDENCE_MODELS) --sets $(SETS) --work $(WORK) $(QUICK)
 
 # Beside LM-Polygraph, UQLM and published SemGrad, on the same answers; they get environments of their own in $(LAYERS).
 MODELS ?= demo

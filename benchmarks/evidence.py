@@ -199,10 +199,11 @@ def curve(rows: Rows, n: int, times: int) -> str:
     """Labels that a user has to give."""
     best, single = rows.best_single
     names = np.array(sorted(set(rows.ids)))
+    n = min(n, 4 * len(names) // 5)
     gains, probes = [], 0
     for seed in range(times):
         rng = np.random.default_rng(seed)
-        some = set(rng.choice(names, size=min(n, len(names) // 2), replace=False).tolist())
+        some = set(rng.choice(names, size=n, replace=False).tolist())
         seen: set[str] = set()
         train = [each for each in rows.answers if each.id in some and not (each.id in seen or seen.add(each.id))]  # type: ignore[func-returns-value]
         rest = np.array([each.id not in some for each in rows.answers])

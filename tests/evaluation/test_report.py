@@ -198,7 +198,7 @@ class TestReport:
         assert all(path.read_bytes().startswith(PNG) for path in written[3:])
         assert json.loads(written[1].read_text()) == json.loads(json.dumps(report.to_json_dict()))
         page = written[0].read_text()
-        assert all(f"]({name})" in page for name in names[2:])
+        assert all(f"]({name})" in page for name in names[3:])
 
     def test_odd_names_do_not_break_a_plot(self, rows: list[Labelled], tmp_path: Path) -> None:
         about = {"model": "a$b_{c^", "judge": "llm(x|y)"}

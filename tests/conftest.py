@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import time
+
 import pytest
 import torch
 
@@ -31,3 +33,15 @@ def tiny() -> WhiteBoxModel:
 def demo() -> WhiteBoxModel:
     """SmolLM2-135M-Instruct, the real model."""
     return WhiteBoxModel.demo()
+
+
+@pytest.fixture(scope="session")
+def pace() -> float:
+    """How many times slower this machine is than the one that limits of time were set on; 1 if it is faster.
+
+    A blow-up is tens of times; a shared machine has been three times slower for hours.
+    """
+    began, total = time.process_time(), 0
+    for each in range(2_000_000):
+        total += each
+    return max(1.0, (time.process_time() - began) / 0.15)

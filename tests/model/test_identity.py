@@ -208,7 +208,7 @@ class TestAdapters:
         assert white.identity.fingerprint != before.fingerprint
 
 
-def test_a_look_takes_less_than_a_millisecond(demo: WhiteBoxModel):
+def test_a_look_takes_a_small_part_of_reading_all(demo: WhiteBoxModel, pace: float):
     fingerprint = Fingerprint(demo.model)
     began = time.perf_counter()
     fingerprint()
@@ -218,7 +218,7 @@ def test_a_look_takes_less_than_a_millisecond(demo: WhiteBoxModel):
         began = time.perf_counter()
         fingerprint()
         looks.append(time.perf_counter() - began)
-    assert median(looks) < 1e-3 and reading < 5.0
+    assert median(looks) < reading / 10 and reading < 5.0 * pace
 
 
 @pytest.mark.fault("model", "other tokens end an answer", "another identity")

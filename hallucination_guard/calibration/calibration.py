@@ -19,12 +19,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
 )
 
+from hallucination_guard.calibration.bound import loaded, refuse_others
 from hallucination_guard.calibration.certificate import Certificate, Infeasible, drafts_hash, policy_hash
 from hallucination_guard.calibration.fusion import Fusion
 from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
@@ -288,21 +288,8 @@ class Calibration(BaseModel):
             CalibrationMismatch: naming everything that differs.
             CalibrationError: naming the nearest risk that could be had.
         """
-        pairs = {
-            "model": (self.fingerprint, model.fingerprint),
-            "structure (config, adapters, hooks)": (self.structure, model.structure),
-            "dtype": (self.dtype, model.dtype),
-            "template": (self.template, model.template),
-            "scorer": (self.scorer, scorer.name),
-            "scorer version": (self.scorer_version, scorer.version),
-            "scorer settings": (self.scorer_settings, dict(scorer.settings)),
-        }
-        differing = [f"{name} {theirs!r} against {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
-        if differing:
-            raise CalibrationMismatch(
-                f"the calibration was fitted on something else: {'; '.join(differing)}",
-                hint="fit one for this model, template, dtype and scorer",
-            )
+        hint = "fit one for this model, template, dtype and scorer"
+        refuse_others(self, model, scorer, what="the calibration", hint=hint)
         if self.certificates and any(each.covers != self.covered for each in self.certificates):
             raise CalibrationMismatch(
                 "the calibration was changed after it was certified", hint="load it from its file, or certify it again"
@@ -356,29 +343,7 @@ class Calibration(BaseModel):
         Raises:
             CalibrationError: if the file is missing, is not JSON, or lacks or invents a field.
         """
-        try:
-            written = Path(path).read_bytes()
-            found = cls.model_validate_json(written)
-            found.model_dump_json().encode()  # half a surrogate pair is no text: it could not be written again
-        except OSError as error:
-            raise CalibrationError(
-                f"the calibration {str(path)!r} cannot be read: {error.strerror}", hint="give the file that was saved"
-            ) from error
-        except UnicodeEncodeError:
-            raise CalibrationError(
-                f"the calibration {str(path)!r} is not valid: it holds half a character", hint="fit and save it again"
-            ) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CalibrationError(
-                f"the calibration {str(path)!r} is not valid: {where}: {first['msg']}", hint="fit and save it again"
-            ) from None
-        # A certificate that is made gets its id from its content; one that is read has to bring it, or an edit would
-        # only have to take it out.
-        if any(not each.get("id") for each in json.loads(written).get("certificates", ())):
-            raise CalibrationError(f"a certificate of {str(path)!r} has no id", hint="fit and save it again")
-        return found
+        return loaded(cls, path, named="certificates", part="certificate")
 
 
 def _alpha(certificate: Certificate) -> float:

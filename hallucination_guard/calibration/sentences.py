@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from hallucination_guard.calibration.backoff import (
     Scored,
@@ -23,9 +23,10 @@ from hallucination_guard.calibration.backoff import (
     retention,
     threshold_at,
 )
+from hallucination_guard.calibration.bound import loaded, refuse_others
 from hallucination_guard.calibration.certificate import upper_bound
 from hallucination_guard.calibration.responses import LabelledResponse
-from hallucination_guard.errors import CalibrationError, CalibrationMismatch, ConfigurationError
+from hallucination_guard.errors import CalibrationError, ConfigurationError
 from hallucination_guard.values import (
     LOWER_IS_LESS_CERTAIN,
     Backoff,
@@ -208,21 +209,8 @@ class SentenceCalibration(BaseModel):
         Raises:
             CalibrationMismatch: naming everything that differs.
         """
-        pairs = {
-            "model": (self.fingerprint, model.fingerprint),
-            "structure (config, adapters, hooks)": (self.structure, model.structure),
-            "dtype": (self.dtype, model.dtype),
-            "template": (self.template, model.template),
-            "scorer": (self.scorer, scorer.name),
-            "scorer version": (self.scorer_version, scorer.version),
-            "scorer settings": (self.scorer_settings, dict(scorer.settings)),
-        }
-        differing = [f"{name} {theirs!r} against {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
-        if differing:
-            raise CalibrationMismatch(
-                f"the calibration of sentences was fitted on something else: {'; '.join(differing)}",
-                hint="fit one for this model, template, dtype and scorer: calibrate --for sentences",
-            )
+        hint = "fit one for this model, template, dtype and scorer: calibrate --for sentences"
+        refuse_others(self, model, scorer, what="the calibration of sentences", hint=hint)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -235,23 +223,7 @@ class SentenceCalibration(BaseModel):
         Raises:
             CalibrationError: if the file is missing, is not JSON, or lacks or invents a field.
         """
-        try:
-            written = Path(path).read_bytes()
-            found = cls.model_validate_json(written)
-        except OSError as error:
-            raise CalibrationError(
-                f"the calibration {str(path)!r} cannot be read: {error.strerror}", hint="give the file that was saved"
-            ) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise CalibrationError(
-                f"the calibration {str(path)!r} is not valid: {where}: {first['msg']}",
-                hint="fit and save it again: calibrate --for sentences",
-            ) from None
-        if any(not each.get("id") for each in json.loads(written).get("thresholds", ())):
-            raise CalibrationError(f"a threshold of {str(path)!r} has no id", hint="fit and save it again")
-        return found
+        return loaded(cls, path, named="thresholds", part="threshold")
 
 
 def calibrate_sentences(

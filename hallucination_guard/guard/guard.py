@@ -548,9 +548,8 @@ class Guard:
         certificates = self.calibration.covering(self.policy)
         self._check_watch(risk, certificates)
         if self._watched not in (None, self.calibration):
-            self.drift = self._novelty_drift = (
-                None  # it compares with another calibration's scores: a new one is watched afresh
-            )
+            # They compare with another calibration's scores: a new one is watched afresh.
+            self.drift = self._novelty_drift = None
         novelty = self.calibration.novelty
         rate = _DRIFT_RATE if novelty is None else _DRIFT_RATE / 2  # of a false alarm ever, in all
         if certificates and self.drift is None:

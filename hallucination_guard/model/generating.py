@@ -17,6 +17,7 @@ from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end
 from hallucination_guard.model.grammar import Constrained, grammar_for
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
+from hallucination_guard.model.products import Products
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
@@ -171,6 +172,7 @@ class Decoding:
         if not inside.sliceable:
             self._keep_from = 0
         self._tap, self._kept = Tap(self._keep_from), KeptLogits(inside.model.dtype)
+        self._products = Products(self._keep_from)
         # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
         self._cache = DynamicCache() if inside.sliceable else None
 
@@ -186,7 +188,7 @@ class Decoding:
             room: tokens to be drawn at most.
         """
         inside, stop = self._inside, self._settings.stop or ()
-        view = inside.view_at(inside.deep_layers.start, self._tap)
+        view = inside.view_at(inside.deep_layers.start, self._tap, self._products)
         # Whatever the model's own generation_config says (a temperature, a repetition penalty) would be mixed in.
         view.__dict__["generation_config"] = config = _config(inside, room)
         drawn_by = self._processors()
@@ -213,7 +215,7 @@ class Decoding:
             room: tokens to be drawn at most.
         """
         inside = self._inside
-        view, drawn_by = inside.view_at(inside.deep_layers.start, self._tap), self._processors()
+        view, drawn_by = inside.view_at(inside.deep_layers.start, self._tap, self._products), self._processors()
         with undisturbed(inside.model, grad=False):
             read, mask = _left_padded(inside, [each.read for each in self._asked], _config(inside, room).pad_token_id)
         accepted = signature(type(view).forward).parameters
@@ -274,6 +276,7 @@ class Decoding:
             states=tapped[begin:end],
             after=tapped[end : end + 1] if tapped.shape[0] > end else None,
             logits=None if asked.begin else self._kept.rows(row, len(answer)),
+            products=self._products.of(row, begin, min(end + 1, tapped.shape[0])),
             origin="kept" if inside.sliceable else "whole",
         )
 

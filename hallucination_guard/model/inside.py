@@ -8,12 +8,14 @@ from typing import Any, Unpack
 
 import torch
 import xxhash
+from torch import Tensor
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.model.anchor import locate_anchor
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.identity import Fingerprint
 from hallucination_guard.model.keeping import Tap
+from hallucination_guard.model.products import Products
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import render, template_hash
 from hallucination_guard.model.tokenizer import Tokenizer
@@ -161,7 +163,15 @@ class Inside:
                     hint="use ids of this model's own tokenizer",
                 )
 
-    def view_at(self, layer: int, tap: Tap) -> Any:
-        """The model, whose h_l at ``layer`` are looked at."""
-        module = self.layout.list_of(self.model)[layer - 1]
-        return self.layout.view(self.model, {layer - 1: tapped(module, tap)})
+    def view_at(self, layer: int, tap: Tap, products: Products | None = None) -> Any:
+        """The model, whose h_l at ``layer`` are looked at, and the products of the layers from there on."""
+        modules, depth = self.layout.list_of(self.model), self.layout.depth
+        if products is None:
+            return self.layout.view(self.model, {layer - 1: tapped(modules[layer - 1], tap)})
+
+        def see(states: Tensor) -> None:
+            products.step(states)
+            tap(states)
+
+        watched = {index: products.watched(modules[index], index) for index in range(layer, depth)}
+        return self.layout.view(self.model, {layer - 1: tapped(modules[layer - 1], see), **watched})

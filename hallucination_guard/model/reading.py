@@ -17,6 +17,7 @@ from hallucination_guard.model.heard import Reading
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.literal import literal_ids
+from hallucination_guard.model.products import Products
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
@@ -137,7 +138,7 @@ def kept_trace(generation: Generation, layers: range) -> Trace | None:
     return kept if fits else None
 
 
-def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) -> Trace:
+def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *, products: bool = False) -> Trace:
     """What the deep half needs to run again, by one pass without a graph.
 
     Args:
@@ -145,10 +146,11 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) ->
         ids: of prompt and answer.
         anchor: the position of t*.
         layers: the deep half.
+        products: whether to keep them; not for a replay with other states.
     """
     start = anchor if inside.sliceable else 0
-    tap = Tap(start)
-    view = inside.view_at(layers.start, tap)
+    tap, kept = Tap(start), Products(start) if products else None
+    view = inside.view_at(layers.start, tap, kept)
     cache = DynamicCache() if start else None
     with undisturbed(inside.model, grad=False):
         tokens = torch.tensor([list(ids)], device=inside.device)
@@ -166,6 +168,7 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range) ->
         prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
         states=tapped[:-1],
         after=tapped[-1:],
+        products={} if kept is None else kept.of(0, 0, len(tapped)),
         origin="reread" if inside.sliceable else "whole",
     )
 

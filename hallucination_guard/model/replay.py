@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hallucination_guard.errors import ModelError
+from hallucination_guard.model.products import Kept, recalled
 from hallucination_guard.model.view import Layout, replaced_output, skipped, tapped
 from hallucination_guard.values import Prefix
 
@@ -38,6 +39,7 @@ class Trace:
         states: h_{l₀} at positions start … P+T−2, (S × d).
         after: h_{l₀} of the answer's last token (1 × d), which predicts none of it; None where it was not read.
         logits: those that the answer was drawn from, a row of V for each of its tokens, if they were kept.
+        products: of the deep layers' linear maps, a row of each for each of ``entering``; those that were kept.
         origin: where all this came from.
     """
 
@@ -49,6 +51,7 @@ class Trace:
     states: Tensor
     after: Tensor | None = None
     logits: tuple[Tensor, ...] | None = None
+    products: Kept = field(default_factory=dict)
     origin: Prefix
 
     @property
@@ -67,7 +70,11 @@ class Trace:
         if not less:
             return self
         logits = None if self.logits is None else self.logits[:tokens]
-        return dataclasses.replace(self, ids=self.ids[:-less], states=self.states[:-less], after=None, logits=logits)
+        states = self.states[:-less]
+        products = {place: each[: len(states)] for place, each in self.products.items()}
+        return dataclasses.replace(
+            self, ids=self.ids[:-less], states=states, after=None, logits=logits, products=products
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,8 +123,20 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *
     replace[layers.start - 1] = replaced_output(
         modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
     )
-    for level in layers[1:]:
-        replace[level - 1] = tapped(modules[level - 1], states.append)
+    products = {
+        place: [trace.products[place][:length] for trace, length in zip(traces, lengths, strict=True)]
+        for place in traces[0].products
+        if all(
+            place in trace.products and len(trace.products[place]) >= length
+            for trace, length in zip(traces, lengths, strict=True)
+        )
+    }
+    for index in range(layers.start, layout.depth):
+        layer = recalled(modules[index], index, products)
+        if index + 1 in layers:
+            replace[index] = tapped(layer, states.append)
+        elif layer is not modules[index]:
+            replace[index] = layer
 
     device = entering.device
     columns = torch.arange(width, device=device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hallucination_guard.errors import ModelError
 
-__all__ = ["Layout", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed", "with_parameters"]
+__all__ = ["Layout", "OwnForward", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed", "with_parameters"]
 
 
 def copy_of(module: nn.Module) -> nn.Module:
@@ -61,7 +61,11 @@ def replaced_output(layer: nn.Module, states: Callable[[Tensor], Tensor], *, ret
     return clone
 
 
-class _Answer:
+class OwnForward:
+    """A ``forward`` that stands on a copy of a module, put there by us: it knows nothing of training."""
+
+
+class _Answer(OwnForward):
     """The ``forward`` of a layer that does not run."""
 
     def __init__(self, states: Callable[[Tensor], Tensor], returns_tuple: bool) -> None:
@@ -210,7 +214,7 @@ def _with_own_buffers(module: nn.Module) -> nn.Module:
 
 def _evaluate(module: nn.Module, *, done: set[int]) -> None:
     """Put ``module``, a copy already, into evaluation mode, and copies of everything below it."""
-    if "forward" in module.__dict__ and not isinstance(module.__dict__["forward"], _Answer):
+    if "forward" in module.__dict__ and not isinstance(module.__dict__["forward"], OwnForward):
         raise ModelError(
             f"{type(module).__name__!r} has a forward of its own and is in training mode",
             hint="call model.eval() first",

@@ -356,7 +356,8 @@ class WhiteBoxModel(Inside):
             AnchorError: if the generation has no anchor.
         """
         kept = reading.kept_trace(generation, layers)
-        trace = self.trace_ids(*reading.place(generation), layers) if kept is None else kept
+        if (trace := kept) is None:
+            trace = reading.trace_ids(self, *reading.place(generation), layers, products=True)
         # Of an answer that was cut, generating never read the last token: whether it was read again must not matter.
         return replace(trace, after=None) if generation.finish_reason in ("length", "open") else trace
 

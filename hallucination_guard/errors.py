@@ -18,7 +18,8 @@
     ├── NotAnswered          the policy let no answer through, and the caller wants that raised; in ``guard/reply.py``
     └── AuditError           the log cannot be written, read or trusted
 
-Every message names the offending value; ``hint`` says how to fix it and is part of ``str(error)``.
+Every message names the offending value; ``hint`` says how to fix it and is part of ``str(error)``. Both are one line:
+what a file or a caller put into them cannot begin a line of a log.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ __all__ = [
 ]
 
 
+def _on_one_line(text: str) -> str:
+    """``text``, in which line ends, other control characters and half characters stand as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
+
+
 class GuardError(Exception):
     """Base of all errors raised on purpose by this package.
 
@@ -51,9 +59,8 @@ class GuardError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = _on_one_line(message), _on_one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

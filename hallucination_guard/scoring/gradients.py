@@ -23,7 +23,7 @@ from hallucination_guard.model.replay import Replay, Trace, replay
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.head_walk import Reading, Walk, read_head, walk_heads
-from hallucination_guard.scoring.parts import parts_of
+from hallucination_guard.scoring.parts import ON_A_CPU, parts_of
 from hallucination_guard.scoring.states import states_of
 from hallucination_guard.values import Anchor, Generation, Prefix, States
 
@@ -172,7 +172,8 @@ def measure_where(
                     if not wanted(cheap):
                         found[at] = cheap
         rest = [at for at in range(len(traces)) if at not in found]
-        for part in parts_of([len(traces[at].states) for at in rest]):
+        most = ON_A_CPU if model.device.type == "cpu" else None
+        for part in parts_of([len(traces[at].states) for at in rest], most=most):
             own = [rest[at] for at in part]
             found |= zip(
                 own,

@@ -241,6 +241,16 @@ KINDS: dict[str, Reads] = {
 _AT_ONCE = 50
 
 
+def _seconds(read: Reads, path: Path, original: bytes) -> float:
+    """Of this thread's processor, until the file is a value or an error of one line."""
+    began = time.thread_time()
+    try:
+        read(path, original)
+    except GuardError as error:
+        assert str(error).isprintable()
+    return time.thread_time() - began
+
+
 @pytest.mark.timeout(300 + INPUTS // 20)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.fault(
@@ -264,11 +274,8 @@ def test_a_file_that_is_read(kind: str, tmp_path: Path, pace: float) -> None:
     def read(seed: int) -> None:
         for at in range(_AT_ONCE):
             path.write_bytes(mutate.mutated(original, Random(seed + at)))
-            began = time.process_time()  # not of the wall: other processes may have the processor for a while
-            try:
-                KINDS[kind](path, original)
-            except GuardError as error:
-                assert "\n" not in str(error)
-            assert time.process_time() - began < pace
+            if _seconds(KINDS[kind], path, original) >= pace:
+                # What blows up does so again; a collection of garbage, or another process, does not.
+                assert _seconds(KINDS[kind], path, original) < pace
 
     read()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hallucination_guard.model import WhiteBoxModel
-from hallucination_guard.model.products import Place, Products
+from hallucination_guard.model.products import Place, Products, recalled
 from hallucination_guard.model.replay import Trace, replay
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.scoring import HybridGrad
@@ -209,3 +209,13 @@ def test_hooks_and_forwards_of_the_callers_are_left_to_run() -> None:
     names = {place.name for place in trace.products if place.layer == white.layout.depth - 1}
     assert "mlp.down_proj" in names
     assert not names & {"mlp.up_proj", "mlp.gate_proj"}
+
+
+def test_a_model_that_writes_into_a_product_that_was_none_is_refused() -> None:
+    layer = _Layer("written into")
+    product = torch.randn(3, 4)
+    before = product.clone()
+    view = recalled(layer, 3, {Place(3, "b"): [product]})
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        view(torch.randn(1, 3, 4, requires_grad=True))
+    assert torch.equal(product, before)

@@ -16,8 +16,8 @@ from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 
 class TestPartsOfLikeLength:
-    @given(st.lists(st.integers(0, 300), min_size=1, max_size=7))
-    def test_no_other_way_to_part_them_in_order_costs_less(self, lengths: list[int]) -> None:
+    @given(st.lists(st.integers(0, 300), min_size=1, max_size=7), st.none() | st.integers(1, 900))
+    def test_no_other_way_to_part_them_in_order_costs_less(self, lengths: list[int], most: int | None) -> None:
         def cost(parts: list[list[int]]) -> int:
             return sum(PASS + len(part) * max(lengths[at] for at in part) for part in parts)
 
@@ -29,8 +29,9 @@ class TestPartsOfLikeLength:
                 if cut:
                     parts.append([])
                 parts[-1].append(at)
-            ways.append(cost(parts))
-        found = parts_of(lengths)
+            if most is None or all(len(part) == 1 or len(part) * lengths[part[-1]] <= most for part in parts):
+                ways.append(cost(parts))
+        found = parts_of(lengths, most=most)
         assert sorted(at for part in found for at in part) == list(range(len(lengths)))
         assert cost(found) == min(ways)
 

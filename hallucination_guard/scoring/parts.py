@@ -10,8 +10,8 @@ PASS = 48
 """What a pass costs besides its tokens, in tokens: where memory is read as fast as it is on a desktop, about that."""
 
 ON_A_CPU = 144
-"""The tokens of a pass on a CPU: of more, the memory is fetched anew instead of used again, which costs as much as a product
-(batches of 8 × 67 tokens: 2.5 s in passes of 140, 2.95 s in one)."""
+"""The tokens of a pass on a CPU: of more, memory is fetched anew instead of used again, which costs as much as
+a product (batches of 8 × 67 tokens: 2.5 s in passes of 140, 2.95 s in one)."""
 
 
 def parts_of(lengths: Sequence[int], *, most: int | None = None) -> list[list[int]]:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeVar, Unpack
+from typing import TypeVar, Unpack, cast
 
 from hallucination_guard.errors import CalibrationMismatch, ConfigurationError, UpstreamError
 from hallucination_guard.guard import Guard
@@ -342,5 +342,4 @@ class _Parts:
 
 
 def _options(settings: GenerationSettings) -> GenerationOptions:
-    drawing = settings.drawing
-    return {**drawing} if settings.question is None else {**drawing, "question": settings.question}
+    return cast("GenerationOptions", {**settings.drawing, "question": settings.question})

@@ -65,12 +65,18 @@ class VLLM:
 
 
 def _part(reply: Reply, choice: Reply, holder: str) -> Part:
-    listed = field(choice, "logprobs", "content")
+    listed, text, ids = (
+        field(choice, "logprobs", "content"),
+        field(choice, holder, "content"),
+        field(choice, "token_ids"),
+    )
+    if holder == "delta" and "token_ids" not in choice and not text:
+        ids = []  # the first event of a stream says what was read, and draws nothing
     stopped = field(choice, "stop_reason")
     return Part(
         prompt_ids=ids_of(field(reply, "prompt_token_ids")),
-        ids=ids_of(field(choice, "token_ids")),
-        text=field(choice, holder, "content") or "",
+        ids=ids_of(ids),
+        text=text or "",
         logprobs=tuple(field(each, "logprob") for each in listed) if isinstance(listed, list) else (),
         ended=ended_of(field(choice, "finish_reason"), stop_text=isinstance(stopped, str)),
     )

@@ -13,6 +13,7 @@ import pytest
 
 from hallucination_guard import Calibration, Guard
 from hallucination_guard.calibration import Labelled, calibrate
+from hallucination_guard.errors import InputError
 from hallucination_guard.server.upstream import Sidecar
 from hallucination_guard.server.upstream.client import Client
 from hallucination_guard.server.upstream.vllm import VLLM
@@ -27,6 +28,11 @@ class Reader(ScriptedModel):
     """The copy in this process: a token is a byte, and the byte 2 ends a turn."""
 
     end_ids = frozenset({END})
+
+    def read(self, messages: Any, answer: Any, **settings: Any) -> Generation:
+        if odd := [each for each in answer if not isinstance(each, str) and not 0 <= each < 256]:
+            raise InputError(f"the answer has the token id {odd[0]}, outside the vocabulary of 256")
+        return super().read(messages, answer, **settings)
 
 
 class Double:

@@ -159,7 +159,7 @@ class TestUnscorable:
         assert records(sidecar)[-1].detail == outcome.verdict.score.reason
 
     async def test_a_policy_may_let_it_through_as_it_is(self, double: Any, sidecar_of: Any) -> None:
-        sidecar = sidecar_of(double, policy=AbstainBelow(**LIMIT) | Unscored(on_unscorable="accept"))
+        sidecar = sidecar_of(double, policy=Unscored(AbstainBelow(**LIMIT), on_unscorable="accept"))
         await sidecar.start()
         double.edit = FORGED["no ids"][0]
         outcome = await sidecar.acall("Where is Lyon?")

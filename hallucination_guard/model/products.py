@@ -9,7 +9,7 @@ position, are kept; what is anything else (an expert that sees some tokens, a qu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -88,9 +88,9 @@ class _Ear(OwnForward):
     def __init__(self, linear: nn.Linear) -> None:
         self._weight, self._bias = linear.weight, linear.bias
         self._heard: list[Tensor] | None = []  # since they were put together last; None when nothing is kept any more
-        self._held, self._seen = linear.weight.new_empty(0, 0, 0), 0
+        self._held, self._seen = torch.empty(0, 0, 0), 0
         self._runs = self._batch = self._width = self._skip = 0
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __call__(self, states: Tensor) -> Tensor:
         product = nn.functional.linear(states, self._weight, self._bias)
@@ -110,11 +110,13 @@ class _Ear(OwnForward):
 
     def stop(self) -> None:
         """Keep nothing any more."""
-        self._heard = None
+        with self._lock:
+            self._heard, self._held = None, torch.empty(0, 0, 0)
 
     def columns(self) -> Tensor | None:
         """All columns so far (B × S × out), side by side; what was given out is never written again."""
-        with self._lock:
+        # Whoever asks may be in inference mode, and a tensor made there takes part in no graph.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             if (heard := self._heard) is None:
                 return None
             new = tuple(heard)

@@ -219,3 +219,14 @@ def test_a_model_that_writes_into_a_product_that_was_none_is_refused() -> None:
     with pytest.raises(RuntimeError, match="modified inplace"):
         view(torch.randn(1, 3, 4, requires_grad=True))
     assert torch.equal(product, before)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_they_take_part_in_a_graph_whatever_is_switched_off_around(around: Callable[[], Any]) -> None:
+    white = white_box()
+    with around():
+        traces = traces_of(white)
+    assert not any(each.is_inference() for trace in traces for each in trace.products.values())
+    bare = [replace(trace, products={}) for trace in traces]
+    for one, other in zip(gradients(white, traces), gradients(white, bare), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -27,6 +27,7 @@ from hallucination_guard.scoring import (
     ParaGrad,
     SemGrad,
     fit_cascade,
+    gradients,
 )
 from hallucination_guard.scoring.cascade import _number
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
@@ -107,8 +108,14 @@ class TestInAndOutOfTheBand:
 
     @pytest.mark.parametrize("ranks", [(2,), (0, 1, 2)], ids=["few: forward once more", "most: one graph"])
     def test_numbers_inside_are_those_of_the_gradient_beside_answers_outside(
-        self, ranks: tuple[int, ...], tiny: WhiteBoxModel, likely: list[Score], backwards: list[int]
+        self,
+        ranks: tuple[int, ...],
+        tiny: WhiteBoxModel,
+        likely: list[Score],
+        backwards: list[int],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(gradients, "ON_A_CPU", None)  # all in one pass
         band = around([score.scores["sequence_nll"] for score in likely], *ranks)
         found = Cascade(cheap="sequence_nll", band=band).batch(tiny, read(tiny))
         assert backwards == [1 if len(ranks) == 1 else len(ANSWERS)]

@@ -14,7 +14,8 @@
     ├── CalibrationError     a calibration that cannot be fitted, read or applied
     │   └── CalibrationMismatch   it was fitted on another model, template, dtype, scorer or policy
     ├── CallError            a retriever or an escalation target failed
-    │   └── CallTimeout      … or did not answer in time
+    │   ├── CallTimeout      … or did not answer in time
+    │   └── UpstreamError    the server that draws the answers failed, or gave none that can be used
     ├── NotAnswered          the policy let no answer through, and the caller wants that raised; in ``guard/reply.py``
     └── AuditError           the log cannot be written, read or trusted
 
@@ -39,6 +40,7 @@ __all__ = [
     "PolicyError",
     "ScoringError",
     "SelfTestFailed",
+    "UpstreamError",
     "without_frames",
 ]
 
@@ -122,6 +124,10 @@ class CallError(GuardError):
 
 class CallTimeout(CallError):
     """A retriever or an escalation target did not answer in time."""
+
+
+class UpstreamError(CallError):
+    """The server that draws the answers cannot be reached, broke off, or gave none that can be used."""
 
 
 class AuditError(GuardError):

@@ -69,6 +69,9 @@ class AuditRecord:
         gate: ``stream`` of an attempt that was judged sentence by sentence; None of one that was judged as a whole.
         part: of a stream: ``start`` and ``stop``, the tokens of the answer that this record lets go, and ``answer`` is
             their text; its other numbers are of the answer up to there. None of a record of a whole attempt.
+        generator: where a server drew the answer: ``url``, ``kind``, ``version``, ``model``, ``dtype``, ``tolerance``,
+            ``compared``, ``beyond``, see :class:`~hallucination_guard.values.Generator`; ``model`` then only read it.
+            None where the model drew it, or nobody said what did.
         versions: of the libraries that took part, by name.
         seq: position in the chain, from 0. This and the next two are the log's to fill in.
         prev: hash of the record before.
@@ -111,6 +114,7 @@ class AuditRecord:
     edit: Mapping[str, JSON] | None = None
     gate: Literal["stream"] | None = None
     part: Mapping[str, int] | None = None
+    generator: Mapping[str, JSON] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     seq: int | None = None
     prev: str | None = None
@@ -186,7 +190,7 @@ class Sink(Protocol):
         ...
 
 
-_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "sentences", "edit", "gate", "part"})
+_IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "sentences", "edit", "gate", "part", "generator"})
 _LATER = frozenset({"prefix", *_IF_SAID})  # added to the schema since: older records lack them
 _NAMES = tuple(each.name for each in fields(AuditRecord))
 

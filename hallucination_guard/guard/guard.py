@@ -11,7 +11,7 @@ import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 from hallucination_guard.audit.record import Sink
@@ -27,10 +27,12 @@ from hallucination_guard.guard.stream import Streaming
 from hallucination_guard.values import (
     Call,
     Event,
+    FinishReason,
     FollowingModel,
     Generation,
     GenerationOptions,
     GenerationSettings,
+    Generator,
     Heard,
     Messages,
     Model,
@@ -167,6 +169,8 @@ class Guard:
         answer: str | Sequence[int],
         *,
         unscorable: str = "",
+        by: Generator | None = None,
+        ended: FinishReason = "read",
         call: Call | None = None,
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
@@ -178,11 +182,15 @@ class Guard:
             answer: its text, or its token ids in this model's vocabulary.
             unscorable: why it cannot be scored, where the caller knows that (the prompt had an image): it is not read,
                 and the policy's ``on_unscorable`` decides. No text of prompt or answer: it goes into the log.
+            by: the server that drew it, where that is known: the record names it, and of a calibration's certificates
+                only those of its answers hold. Then ``generation`` also says how it was drawn.
+            ended: how the answer ended, where that is known.
             call: as for :meth:`__call__`.
             thread_id: as for :meth:`__call__`.
             **generation: settings of further attempts.
         """
-        return self._run([messages], call, thread_id, generation, answers=[(answer, unscorable)])[0]
+        given = _Given(answer=answer, unscorable=unscorable, by=by, ended=ended)
+        return self._run([messages], call, thread_id, generation, answers=[given])[0]
 
     def record_review(self, messages: Messages, review: Review) -> str:
         """Write down a human's part in a call: that its answer waits, or what became of it.
@@ -286,6 +294,7 @@ class Guard:
         pieces: Iterable[Piece],
         *,
         unscorable: str = "",
+        by: Generator | None = None,
         call: Call | None = None,
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
@@ -301,6 +310,7 @@ class Guard:
             pieces: of the answer, as they come: texts, or token ids in this model's vocabulary; one kind an answer.
                 If they can be closed (a generator), they are when nothing more is wanted of them.
             unscorable: as for :meth:`review`; then it is decided on as a whole.
+            by: as for :meth:`review`; the last piece may then be the answer's ``Ending``.
             call: as for :meth:`__call__`.
             thread_id: as for :meth:`__call__`.
             **generation: settings of further drafts; ``tools`` and ``response_schema`` as the answer was asked for.
@@ -314,7 +324,7 @@ class Guard:
             ModelError: from the iterator, if the tokens of the text do not go on as they began.
             AuditError: from the iterator, if the log cannot be written; then nothing more is let through.
         """
-        return self._following(messages, pieces, unscorable, call, thread_id, generation, gone=lambda: False)
+        return self._following(messages, pieces, unscorable, by, call, thread_id, generation, gone=lambda: False)
 
     def afollow(
         self,
@@ -322,6 +332,7 @@ class Guard:
         pieces: Iterable[Piece] | AsyncIterable[Piece],
         *,
         unscorable: str = "",
+        by: Generator | None = None,
         call: Call | None = None,
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
@@ -329,7 +340,7 @@ class Guard:
         """:meth:`follow`, in a thread of its own. What is awaited of the pieces is awaited in the running loop."""
         left = threading.Event()
         come = from_the_loop(pieces, left) if isinstance(pieces, AsyncIterable) else pieces
-        events = self._following(messages, come, unscorable, call, thread_id, generation, gone=left.is_set)
+        events = self._following(messages, come, unscorable, by, call, thread_id, generation, gone=left.is_set)
         return in_a_thread(events, left)
 
     def _following(
@@ -337,6 +348,7 @@ class Guard:
         messages: Messages,
         pieces: Iterable[Piece],
         unscorable: str,
+        by: Generator | None,
         call: Call | None,
         thread_id: str | None,
         generation: Mapping[str, object],
@@ -350,6 +362,7 @@ class Guard:
         settings = GenerationSettings.of(generation).over(self.generation)
         streaming = self._streaming(gone)
         [progress] = self._progress([messages], _facts(call, thread_id), settings)
+        progress.by = by
         heard = self.model.follow(
             progress.messages,
             pieces,
@@ -450,7 +463,7 @@ class Guard:
         thread_id: str | None,
         generation: Mapping[str, object],
         *,
-        answers: Sequence[tuple[str | Sequence[int], str]] = (),
+        answers: Sequence[_Given] = (),
     ) -> list[Outcome]:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
@@ -463,7 +476,8 @@ class Guard:
             )
         all_progress = self._progress(prompts, facts, settings)
         for progress, answer in zip(all_progress, answers, strict=False):
-            progress.given, progress.unscorable = self._given(progress, *answer)
+            progress.by = answer.by
+            progress.given, progress.unscorable = self._given(progress, answer)
         failure: BaseException | None = None
         try:
             self._drained(all_progress) if loop is None else loop.run(all_progress)
@@ -476,16 +490,16 @@ class Guard:
             raise without_frames(failure)
         return [each.outcome for each in all_progress if each.outcome is not None]
 
-    def _given(self, progress: Progress, answer: str | Sequence[int], unscorable: str) -> tuple[Generation, str]:
+    def _given(self, progress: Progress, given: _Given) -> tuple[Generation, str]:
         """An answer that something else wrote, and why it cannot be scored: it was written, so it has a record.
 
         Raises:
             InputError: if it is no answer.
         """
-        settings = progress.settings
+        settings, answer = progress.settings, given.answer
         try:
-            if unscorable:
-                raise InputError(unscorable)
+            if given.unscorable:
+                raise InputError(given.unscorable)
             read = self.model.read(progress.messages, answer=answer, question=settings.question, **settings.offered)
         except InputError as error:
             if not isinstance(answer, str):
@@ -495,9 +509,10 @@ class Guard:
                 answer,
                 settings=GenerationSettings.of({"question": settings.question, **settings.offered}),
                 model=self.model.identity,
+                finish_reason=given.ended,
             )
             return unread, error.message
-        return read, ""
+        return replace(read, finish_reason=given.ended), ""
 
     def _loop(self, gate: Gate = "answer") -> Loop:
         """What takes part in this call, as it is now.
@@ -576,6 +591,16 @@ class Guard:
                 f"the watch tests the risk {self.watch.alpha:g}, and the policy promises {risk:g}",
                 hint="let it test what is promised, or less",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """An answer to be judged first, and what is known of it; see :meth:`Guard.review`."""
+
+    answer: str | Sequence[int]
+    unscorable: str
+    by: Generator | None
+    ended: FinishReason
 
 
 def _facts(call: Call | None, thread_id: str | None) -> Call:

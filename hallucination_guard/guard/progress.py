@@ -14,6 +14,7 @@ from hallucination_guard.values import (
     Drawing,
     Generation,
     GenerationSettings,
+    Generator,
     Message,
     Outcome,
     Redraw,
@@ -44,6 +45,7 @@ class Progress:
         call: the facts of the call, for the record.
         given: an answer that something else wrote, to be judged first.
         unscorable: why the answer given cannot be scored; empty where it can.
+        by: the server that drew the answer given, where that is known; further ones are the model's own.
         streamed: whether it is judged sentence by sentence.
         released_ids: of a stream, the beginning of the answer that was let go.
         released: its text.
@@ -56,6 +58,7 @@ class Progress:
     call: Call
     given: Generation | None = None
     unscorable: str = ""
+    by: Generator | None = None
     request_id: str = field(default_factory=lambda: uuid4().hex)
     began: float = field(default_factory=time.perf_counter)
     drawn: set[tuple[int, ...]] = field(default_factory=set)
@@ -94,10 +97,14 @@ class Progress:
         """Those of the newest draft: drawn as the call's first, since what is changed is the policy's, and its end."""
         assert self.newest is not None and self.drawn_under is not None
         generation = self.newest.generation
-        ended = self.drawn_under.ended(generation.finish_reason)
+        ended = replace(
+            self.drawn_under.ended(generation.finish_reason), generator=None if self.by is None else self.by.mark
+        )
         if generation.finish_reason != "length":
             return ended
-        return replace(ended, max_new_tokens=generation.settings.max_new_tokens)  # the context may have cut it earlier
+        # The context may have cut it earlier; of what a server drew, only the answer says how early.
+        most = generation.settings.max_new_tokens if self.by is None else len(generation.response_token_ids)
+        return replace(ended, max_new_tokens=most)
 
     @property
     def situation(self) -> Situation:
@@ -109,7 +116,8 @@ class Progress:
         self.given = None
         self.drawn.add(generation.response_token_ids)
         self.attempt += 1
-        self.drawn_under = self.drawn_under or Conditions.of(generation)
+        drawn = generation if self.by is None else replace(generation, settings=self.settings)
+        self.drawn_under = self.drawn_under or Conditions.of(drawn)
         self.newest = Draft(attempt=self.attempt, generation=generation, verdict=unfinished)
 
     def replace(self, generation: Generation) -> None:
@@ -125,7 +133,7 @@ class Progress:
 
     def take_up(self, next: Again) -> None:
         """Set up another attempt."""
-        self.redraw = next.redraw
+        self.redraw, self.by = next.redraw, None
         if next.messages is None:
             self.redraws += 1
         else:  # another prompt: its drafts are judged afresh

@@ -196,6 +196,7 @@ class Recorder:
             sentences=None if escalated else _sentences(draft.verdict),
             edit=None if escalated or decision.edit is None else decision.edit.to_json_dict(),
             gate="stream" if progress.streamed and not escalated else None,
+            generator=None if escalated or progress.by is None else progress.by.to_json_dict(),
             prompt=[message.to_json_dict() for message in generation.messages],
             answer=answer if escalated else generation.text,
             versions=_versions(),

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from hallucination_guard.errors import InputError, ModelError
-from hallucination_guard.values import FinishReason, Generation, Piece
+from hallucination_guard.values import Ending, FinishReason, Generation, Piece
 from hallucination_guard.values.text import sentence_starts
 
 __all__ = ["HeardAnswer", "Reading"]
@@ -152,6 +152,9 @@ class HeardAnswer:
         piece = next(self._pieces, _OVER)
         if piece is _OVER:
             self._ended = "read"
+            return
+        if isinstance(piece, Ending):
+            self._ended = piece.reason
             return
         kind: Literal["text", "ids"] = "text" if isinstance(piece, str) else "ids"
         if kind == "ids" and (isinstance(piece, bytes | bytearray) or not isinstance(piece, Sequence)):

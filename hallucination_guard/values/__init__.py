@@ -23,6 +23,7 @@ from hallucination_guard.values.decision import (
     Situation,
 )
 from hallucination_guard.values.generation import Anchor, FinishReason, Generation, Kept, Rule
+from hallucination_guard.values.generator import Generator
 from hallucination_guard.values.identity import ModelIdentity, ScorerIdentity
 from hallucination_guard.values.outcome import Outcome
 from hallucination_guard.values.plain import JSON, FrozenDict, from_json
@@ -36,6 +37,7 @@ from hallucination_guard.values.prompt import (
     question_of,
 )
 from hallucination_guard.values.protocols import (
+    Ending,
     FollowingModel,
     Heard,
     Live,
@@ -67,6 +69,7 @@ __all__ = [
     "Decision",
     "Drawing",
     "Edit",
+    "Ending",
     "Escalate",
     "Event",
     "FinishReason",
@@ -75,6 +78,7 @@ __all__ = [
     "Generation",
     "GenerationOptions",
     "GenerationSettings",
+    "Generator",
     "Guarantee",
     "Heard",
     "Invoked",

@@ -33,6 +33,8 @@ class Conditions:
         top_p: of sampling; 1 where the draw is greedy.
         stop: texts that end the answer.
         endings: how answers ended, see :data:`FinishReason`; of one answer it is one.
+        generator: what drew them where that was a server, see :class:`~hallucination_guard.values.Generator`; None
+            where the model itself did, or nobody said.
 
     Raises:
         ValueError: on a value that cannot be.
@@ -44,6 +46,7 @@ class Conditions:
     top_p: float | None = None
     stop: tuple[str, ...] | None = None
     endings: tuple[FinishReason, ...]
+    generator: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "endings"):
@@ -52,6 +55,8 @@ class Conditions:
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.frame, str) or not self.frame:
             raise ValueError(f"the frame is {self.frame!r}, not a hash")
+        if self.generator is not None and (not isinstance(self.generator, str) or not self.generator):
+            raise ValueError(f"the generator is {self.generator!r}, not a text")
         ends = isinstance(self.endings, tuple) and all(isinstance(each, str) for each in self.endings)
         if not ends or not self.endings or not _ENDINGS.issuperset(self.endings):
             raise ValueError(f"the endings are {self.endings!r}, not some of {', '.join(sorted(_ENDINGS))}")
@@ -132,6 +137,8 @@ class Conditions:
     def to_json_dict(self) -> dict[str, JSON]:
         """Plain data."""
         plain = asdict(self)
+        if self.generator is None:  # added later: what is not there leaves the hash as it was
+            del plain["generator"]
         return {**plain, "endings": list(self.endings), "stop": None if self.stop is None else list(self.stop)}
 
     @classmethod
@@ -142,13 +149,13 @@ class Conditions:
             ValueError: on a missing or unknown name, or a value that cannot be.
         """
         names = {each.name for each in fields(cls)}
-        if not isinstance(plain, Mapping) or set(plain) != names:
+        if not isinstance(plain, Mapping) or {*plain, "generator"} != names:
             raise ValueError(f"conditions are {repr(plain)[:60]}, not {', '.join(sorted(names))}")
         return cls(**plain)
 
 
 def _differing(one: Conditions, other: Conditions) -> list[str]:
-    names = ("frame", "max_new_tokens", "temperature", "top_p", "stop")
+    names = ("frame", "max_new_tokens", "temperature", "top_p", "stop", "generator")
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, Unpack, runtime_checkable
 
 from hallucination_guard.values.decision import Decision, Situation
@@ -17,6 +18,7 @@ from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = [
+    "Ending",
     "FollowingModel",
     "Heard",
     "Live",
@@ -29,8 +31,16 @@ __all__ = [
     "Watch",
 ]
 
-Piece: TypeAlias = str | Sequence[int]
-"""What an answer that something else is writing grows by: text, or token ids."""
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last piece of an answer that something else wrote, where it is known how it ended."""
+
+    reason: FinishReason
+
+
+Piece: TypeAlias = str | Sequence[int] | Ending
+"""What an answer that something else is writing grows by: text, or token ids; the last may say how it ended."""
 
 
 @runtime_checkable

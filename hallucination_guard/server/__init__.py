@@ -1,0 +1,1 @@
+"""Serving: what stands between clients and a guard."""

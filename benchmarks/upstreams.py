@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 from dequantise import dequantise
 
-from hallucination_guard import Guard, WhiteBoxModel
+from hallucination_guard import Guard, Released, WhiteBoxModel
 from hallucination_guard.demo.questions import shipped
 from hallucination_guard.model.packaged import _gguf, converted
 from hallucination_guard.scoring import HybridGrad
@@ -50,8 +50,8 @@ TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-MOST = 24  # tokens of an answer
-STREAMED = 20  # questions that are asked once more as a stream
+MOST = 16  # tokens of an answer
+TWICE = 20  # questions that are asked once more, as a stream and of the model here
 
 
 class Between:
@@ -104,17 +104,19 @@ async def honest(between: Between, model: WhiteBoxModel, questions: list[str]) -
         pairs = zip(between.last.logprobs, score.token_logprobs, strict=False)
         apart += [abs(theirs - ours) for theirs, ours in pairs if theirs is not None]
         distances.append(distance(between.last.logprobs, score.token_logprobs) or 0.0)
-        greedy += model.generate(question, max_new_tokens=MOST).response_token_ids == ids
-        text = ""
-        async for event in sidecar.astream(question, max_new_tokens=MOST):
-            text += (getattr(event, "verdict", None) is not None and hasattr(event, "audit_id") and event.text) or ""
-        streamed += text == outcome.text
+    for question in questions[:TWICE]:
+        whole = await sidecar.acall(question, max_new_tokens=MOST)
+        events = [each async for each in sidecar.astream(question, max_new_tokens=MOST)]
+        streamed += "".join(each.text for each in events if isinstance(each, Released)) == whole.text
+        drawn = model.generate(question, max_new_tokens=MOST).response_token_ids
+        greedy += drawn == whole.generation.response_token_ids
     after = sidecar.status()
     return found | {
-        "questions": len(questions), "scored": scored, "greedy_equal": greedy, "streamed_equal": streamed,
-        "score_apart_max": max(scores), "logprob_apart": spread(apart), "distance": spread(distances),
-        "beyond": after.generator and after.generator.beyond, "compared": after.generator and after.generator.compared,
-        "suspended": after.why, "records_with_generator": sum(each.generator is not None for each in sink.records),
+        "questions": len(questions), "scored": scored, "twice": min(TWICE, len(questions)), "greedy_equal": greedy,
+        "streamed_equal": streamed, "score_apart_max": max(scores, default=None), "logprob_apart": spread(apart),
+        "distance": spread(distances), "beyond": after.generator and after.generator.beyond,
+        "compared": after.generator and after.generator.compared, "suspended": after.why,
+        "records_with_generator": sum(each.generator is not None for each in sink.records),
         "generator": None if after.generator is None else after.generator.mark,
     }  # fmt: skip
 

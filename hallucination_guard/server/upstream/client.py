@@ -48,6 +48,8 @@ class Client:
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=5.0),
             transport=transport,
+            # Servers close connections that idle (llama-server after 5 seconds), and a request on one of these is lost.
+            limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,  # the server stands beside the guard: what is asked of it goes through no proxy
         )
 

@@ -12,6 +12,7 @@ from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model.calling import begun_at_end, prose_of, taught, write_calls, written_calls
 from hallucination_guard.model.heard import HeardAnswer, Reading
 from hallucination_guard.values import (
+    DRAWN,
     Anchor,
     FinishReason,
     Generation,
@@ -47,7 +48,6 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_DRAWN = {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": ()}  # as a white-box model
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SIZES = {
     "vocab_size": 320,
@@ -220,7 +220,7 @@ class ScriptedModel:
     def generate(self, messages: Messages | Sequence[Messages], **settings: Any) -> Any:
         """The next answer; a list of them for a list of prompts."""
         questions = settings.get("question")
-        drawn = GenerationSettings.of({**_DRAWN, **{key: settings[key] for key in settings if key != "question"}})
+        drawn = GenerationSettings.of({**DRAWN, **{key: settings[key] for key in settings if key != "question"}})
         batch: Sequence[Messages] = messages if is_batch(messages) else [cast("Messages", messages)]
         each_question = [questions] * len(batch) if questions is None or isinstance(questions, str) else questions
         made = [
@@ -244,7 +244,7 @@ class ScriptedModel:
         **drawing: Any,
     ) -> ScriptedLive:
         """The next answer, after ``begin``, token by token."""
-        drawn = GenerationSettings.of({**_DRAWN, **drawing})
+        drawn = GenerationSettings.of({**DRAWN, **drawing})
         prompt = self.prompt(messages, **drawn.offered)
         ids = (*begin, *_bytes(self._next(messages, dict(drawing))))
         return ScriptedLive(self, prompt, ids, len(begin), replace(drawn, question=question), gone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import NamedTuple
 
@@ -276,7 +277,7 @@ class Decoding:
             states=tapped[begin:end],
             after=tapped[end : end + 1] if tapped.shape[0] > end else None,
             logits=None if asked.begin else self._kept.rows(row, len(answer)),
-            products=self._products.of(row, begin, min(end + 1, tapped.shape[0])),
+            products=partial(self._products.of, row, begin, min(end + 1, tapped.shape[0])),
             origin="kept" if inside.sliceable else "whole",
         )
 

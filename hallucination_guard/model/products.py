@@ -64,7 +64,8 @@ class Products:
         self._steps += 1
         self._columns += width
         if max(0, self._columns - self._start) * batch * self._bytes > self._most:
-            for each in self._ears.values():
+            ears, self._ears = self._ears, {}
+            for each in ears.values():
                 each.stop()
 
     def of(self, row: int, begin: int, end: int) -> Kept:
@@ -104,7 +105,7 @@ class _Ear(OwnForward):
 
     def begin(self, steps: int, batch: int, width: int, skip: int) -> None:
         """A step begins, after so many; of this width, of which the first columns are skipped."""
-        if self._runs != steps:
+        if self._runs != steps and self._heard is not None:
             self.stop()  # it ran twice in a step, or not at all
         self._batch, self._width, self._skip = batch, width, skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Unpack, cast
 
 import torch
@@ -168,7 +169,7 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
         prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
         states=tapped[:-1],
         after=tapped[-1:],
-        products={} if kept is None else kept.of(0, 0, len(tapped)),
+        products=dict if kept is None else partial(kept.of, 0, 0, len(tapped)),
         origin="reread" if inside.sliceable else "whole",
     )
 

@@ -9,8 +9,8 @@ graph then spans the whole sequence, and is still only that of the deep half.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class Trace:
         states: h_{l₀} at positions start … P+T−2, (S × d).
         after: h_{l₀} of the answer's last token (1 × d), which predicts none of it; None where it was not read.
         logits: those that the answer was drawn from, a row of V for each of its tokens, if they were kept.
-        products: of the deep layers' linear maps, a row of each for each of ``entering``; those that were kept.
+        products: gives those of the deep layers' linear maps that were kept, from the first of ``entering`` on. They
+            are put together when a replay asks, which not every trace sees.
         origin: where all this came from.
     """
 
@@ -51,7 +52,7 @@ class Trace:
     states: Tensor
     after: Tensor | None = None
     logits: tuple[Tensor, ...] | None = None
-    products: Kept = field(default_factory=dict)
+    products: Callable[[], Kept] = dict
     origin: Prefix
 
     @property
@@ -70,11 +71,7 @@ class Trace:
         if not less:
             return self
         logits = None if self.logits is None else self.logits[:tokens]
-        states = self.states[:-less]
-        products = {place: each[: len(states)] for place, each in self.products.items()}
-        return dataclasses.replace(
-            self, ids=self.ids[:-less], states=states, after=None, logits=logits, products=products
-        )
+        return dataclasses.replace(self, ids=self.ids[:-less], states=self.states[:-less], after=None, logits=logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,13 +120,11 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *
     replace[layers.start - 1] = replaced_output(
         modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
     )
+    kept = [trace.products() for trace in traces]
     products = {
-        place: [trace.products[place][:length] for trace, length in zip(traces, lengths, strict=True)]
-        for place in traces[0].products
-        if all(
-            place in trace.products and len(trace.products[place]) >= length
-            for trace, length in zip(traces, lengths, strict=True)
-        )
+        place: [each[place][:length] for each, length in zip(kept, lengths, strict=True)]
+        for place in kept[0]
+        if all(place in each and len(each[place]) >= length for each, length in zip(kept, lengths, strict=True))
     }
     for index in range(layers.start, layout.depth):
         layer = recalled(modules[index], index, products)

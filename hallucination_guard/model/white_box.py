@@ -26,6 +26,7 @@ from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.selftest import self_test as run_self_test
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.values import (
+    DRAWN,
     JSON,
     Drawing,
     Generation,
@@ -366,12 +367,9 @@ class WhiteBoxModel(Inside):
         return reading.trace_ids(self, ids, anchor, layers)
 
 
-_DRAWN = Drawing(max_new_tokens=64, temperature=0.0, top_p=1.0, seed=0, stop=())
-
-
 def _settings(**drawing: Unpack[Drawing]) -> GenerationSettings:
     """How answers are drawn, everything said."""
-    given: dict[str, object] = {**_DRAWN, **drawing}
+    given: dict[str, object] = {**DRAWN, **drawing}
     if not given.get("tools"):
         unused = ("tools", "strict_tools", *(["tool_choice"] if given.get("tool_choice") in ("auto", "none") else []))
         given = {name: value for name, value in given.items() if name not in unused}

@@ -51,13 +51,21 @@ from hallucination_guard.values.protocols import (
 )
 from hallucination_guard.values.score import LOWER_IS_LESS_CERTAIN, Prefix, Score, Status
 from hallucination_guard.values.sentence import Backoff, Edit, Guarantee, Manner, Sentence, edited
-from hallucination_guard.values.settings import Drawing, GenerationOptions, GenerationSettings, Offered, options_of
+from hallucination_guard.values.settings import (
+    DRAWN,
+    Drawing,
+    GenerationOptions,
+    GenerationSettings,
+    Offered,
+    options_of,
+)
 from hallucination_guard.values.states import States
 from hallucination_guard.values.stream import Event, Provisional, Released
 from hallucination_guard.values.tools import Tool, ToolCall, ToolChoice, WrittenCall, as_tools, tool_choice_of
 from hallucination_guard.values.verdict import Verdict
 
 __all__ = [
+    "DRAWN",
     "JSON",
     "LOWER_IS_LESS_CERTAIN",
     "Action",

@@ -16,7 +16,7 @@ from hallucination_guard.values.tools import Tool, ToolChoice, as_tools, tool_ch
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["Drawing", "GenerationOptions", "GenerationSettings", "Offered", "options_of"]
+__all__ = ["DRAWN", "Drawing", "GenerationOptions", "GenerationSettings", "Offered", "options_of"]
 
 
 class Drawing(TypedDict, total=False):
@@ -31,6 +31,10 @@ class Drawing(TypedDict, total=False):
     tool_choice: ToolChoice
     strict_tools: bool
     response_schema: Mapping[str, JSON]
+
+
+DRAWN = Drawing(max_new_tokens=64, temperature=0.0, top_p=1.0, seed=0, stop=())
+"""How an answer is drawn where nothing was said."""
 
 
 class Offered(TypedDict, total=False):

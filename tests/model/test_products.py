@@ -14,7 +14,7 @@ from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.model.products import Place, Products, recalled
 from hallucination_guard.model.replay import Trace, replay
 from hallucination_guard.model.view import undisturbed
-from hallucination_guard.scoring import HybridGrad
+from hallucination_guard.scoring import HybridGrad, Likelihood
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 
 QUESTIONS = ["Who?", "What is the capital of France, and of Spain?", "Name a red fruit."]
@@ -56,8 +56,8 @@ def counted(white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch, work: Callabl
 def test_a_replay_is_the_same_with_and_without(family: str) -> None:
     white = white_box(family)
     traces = traces_of(white)
-    assert all(trace.products for trace in traces)
-    bare = [replace(trace, products={}) for trace in traces]
+    assert all(trace.products() for trace in traces)
+    bare = [replace(trace, products=dict) for trace in traces]
     for one, other in zip(gradients(white, traces), gradients(white, bare), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
@@ -78,7 +78,7 @@ def test_scoring_multiplies_no_token_again(how: str, monkeypatch: pytest.MonkeyP
 def test_the_count_can_see_products(monkeypatch: pytest.MonkeyPatch) -> None:
     white = white_box()
     [trace, *_] = traces_of(white)
-    assert counted(white, monkeypatch, lambda: gradients(white, [replace(trace, products={})])) > 0
+    assert counted(white, monkeypatch, lambda: gradients(white, [replace(trace, products=dict)])) > 0
 
 
 def test_a_beginning_has_the_beginning_of_them() -> None:
@@ -86,19 +86,37 @@ def test_a_beginning_has_the_beginning_of_them() -> None:
     generation = white.generate(QUESTIONS[1], max_new_tokens=9, temperature=1.0, seed=0)
     trace = white.trace(generation, white.deep_layers)
     part = trace.until(4, len(generation.response_token_ids))
-    assert {len(each) for each in part.products.values()} == {len(part.states)}
-    for one, other in zip(gradients(white, [part]), gradients(white, [replace(part, products={})]), strict=True):
+    assert counted(white, pytest.MonkeyPatch(), lambda: gradients(white, [part])) == 0
+    for one, other in zip(gradients(white, [part]), gradients(white, [replace(part, products=dict)]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_a_map_that_one_example_lacks_is_run_for_all() -> None:
     white = white_box()
     first, *others = traces_of(white)
-    some = {place: each for place, each in first.products.items() if place.name != "mlp.up_proj"}
+    some = {place: each for place, each in first.products().items() if place.name != "mlp.up_proj"}
     short = {place: each[:-1] if place.name == "mlp.down_proj" else each for place, each in some.items()}
-    mixed, bare = [replace(first, products=short), *others], [replace(each, products={}) for each in (first, *others)]
+    mixed, bare = (
+        [replace(first, products=lambda: short), *others],
+        [replace(each, products=dict) for each in (first, *others)],
+    )
     for one, other in zip(gradients(white, mixed), gradients(white, bare), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_they_are_put_together_for_a_replay_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    white, asked, of = white_box(), [], Products.of
+
+    def counting(self: Products, row: int, begin: int, end: int) -> Any:
+        asked.append(row)
+        return of(self, row, begin, end)
+
+    monkeypatch.setattr(Products, "of", counting)
+    generation = white.generate(QUESTIONS[1], max_new_tokens=9)
+    Likelihood()(white, white.generate(QUESTIONS[1], max_new_tokens=9))
+    assert asked == []
+    HybridGrad()(white, generation)
+    assert asked == [0]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -206,7 +224,7 @@ def test_hooks_and_forwards_of_the_callers_are_left_to_run() -> None:
     forward = layer.mlp.gate_proj.forward
     layer.mlp.gate_proj.forward = lambda states: 3 * forward(states)  # type: ignore[method-assign]
     [trace, *_] = traces_of(WhiteBoxModel(white.model, tiny_tokenizer()))
-    names = {place.name for place in trace.products if place.layer == white.layout.depth - 1}
+    names = {place.name for place in trace.products() if place.layer == white.layout.depth - 1}
     assert "mlp.down_proj" in names
     assert not names & {"mlp.up_proj", "mlp.gate_proj"}
 
@@ -226,7 +244,9 @@ def test_they_take_part_in_a_graph_whatever_is_switched_off_around(around: Calla
     white = white_box()
     with around():
         traces = traces_of(white)
-    assert not any(each.is_inference() for trace in traces for each in trace.products.values())
-    bare = [replace(trace, products={}) for trace in traces]
+        kept = [each for trace in traces for each in trace.products().values()]
+    assert kept
+    assert not any(each.is_inference() for each in kept)
+    bare = [replace(trace, products=dict) for trace in traces]
     for one, other in zip(gradients(white, traces), gradients(white, bare), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -191,6 +191,14 @@ class TestUnscorable:
         assert "no longer ours" in sidecar.status().why
         assert records(sidecar)[-1].generator["beyond"] == 4
 
+    async def test_a_server_that_falls_silent_is_suspended_as_well(self, double: Any, sidecar_of: Any) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = lambda reply: reply["choices"][0].pop("logprobs")
+        statuses = [(await sidecar.acall("Where?")).verdict.score.status for _ in range(5)]
+        assert statuses == ["scored"] * 4 + ["unscorable"]
+        assert sidecar.status().why.endswith("the last came without any")
+
     async def test_the_further_drafts_of_the_reader_do_not_count(self, double: Any, sidecar_of: Any) -> None:
         sidecar = sidecar_of(double, doubts="Lyon", answers="Paris.", policy=RetryBelow(**LIMIT))
         await sidecar.start()

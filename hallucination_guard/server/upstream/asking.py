@@ -8,23 +8,16 @@ from hallucination_guard.errors import InputError
 from hallucination_guard.model.calling import taught, told_schema
 from hallucination_guard.model.template import knows_tools
 from hallucination_guard.server.upstream.part import Asked, Capabilities
-from hallucination_guard.values import GenerationSettings, Messages, Model, as_messages
+from hallucination_guard.values import DRAWN, GenerationSettings, Messages, Model, as_messages
 
 __all__ = ["asked_of", "said_in_full"]
 
-_DRAWN = GenerationSettings(max_new_tokens=64, temperature=0.0, top_p=1.0, seed=0, stop=())
-_FREE = {
-    "tool_choice": (None, "auto", "none"),
-    "strict_tools": (None, False),
-    "top_p": (1.0,),
-    "seed": (0,),
-    "stop": (),
-}
+_FREE = {"tool_choice": ("auto", "none"), "top_p": (1.0,)}  # what asks for nothing, besides what is false
 
 
 def said_in_full(settings: GenerationSettings) -> GenerationSettings:
     """The settings with the defaults of a model in this process: a server's own are never relied on."""
-    return settings.over(_DRAWN)
+    return settings.over(GenerationSettings.of(DRAWN))
 
 
 def asked_of(model: Model, messages: Messages, settings: GenerationSettings, can: Capabilities) -> Asked:
@@ -51,9 +44,7 @@ def asked_of(model: Model, messages: Messages, settings: GenerationSettings, can
     ):
         turns, tools = taught(turns, tools), ()
         honours = (honours | {"tools"}) - {"tool_choice"}
-    for name in ("max_new_tokens", "temperature", "top_p", "seed", "stop", "tools", "tool_choice", "response_schema",
-                 "strict_tools"):  # fmt: skip
-        value = getattr(settings, name)
+    for name, value in settings.drawing.items():
         if value and name not in honours and value not in _FREE.get(name, ()):
             raise InputError(f"{name} is {str(value)[:40]!r}, and the server does not draw by it", hint="leave it out")
     return Asked(turns=turns, tools=tools, settings=settings)

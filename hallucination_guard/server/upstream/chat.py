@@ -1,4 +1,4 @@
-"""What the chat endpoints of all servers share."""
+"""What the servers share: where they are, and their chat endpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from hallucination_guard.server.upstream.client import Client, Reply, field
 from hallucination_guard.server.upstream.part import Asked
 from hallucination_guard.values import FinishReason
 
-__all__ = ["body_of", "ended_of", "model_of", "only_choice"]
+__all__ = ["Server", "body_of", "ended_of", "logprobs_of", "model_of", "only_choice"]
+
+
+class Server:
+    """A server of some kind.
+
+    Args:
+        client: of its address.
+        model: which of its models; by default its first.
+        dtype: of its weights; by default as it says, if it does.
+    """
+
+    def __init__(self, client: Client, *, model: str | None = None, dtype: str = "") -> None:
+        self._client, self._model, self._dtype = client, model, dtype
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._client.close()
 
 
 def body_of(asked: Asked, model: str) -> dict[str, object]:
@@ -44,6 +61,12 @@ def only_choice(reply: Reply) -> Reply:
         raise UpstreamError(f"the server gave {found} answers to one question", hint="one is judged, n is 1")
     only: Reply = choices[0]
     return only
+
+
+def logprobs_of(choice: Reply) -> tuple[float | None, ...]:
+    """The log-probability of each token; none where there is no list of them."""
+    listed = field(choice, "logprobs", "content")
+    return tuple(field(each, "logprob") for each in listed) if isinstance(listed, list) else ()
 
 
 def ended_of(said: object, *, stop_text: bool = False) -> FinishReason | None:

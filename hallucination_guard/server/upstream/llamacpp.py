@@ -13,32 +13,23 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from hallucination_guard.errors import UpstreamError
-from hallucination_guard.server.upstream.chat import model_of
-from hallucination_guard.server.upstream.client import Client, Reply, field, ids_of
-from hallucination_guard.server.upstream.part import Asked, Capabilities, Part
+from hallucination_guard.server.upstream.chat import Server, model_of
+from hallucination_guard.server.upstream.client import Reply, field, ids_of
+from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import FinishReason, Generator
 
 __all__ = ["LlamaCpp"]
 
 
-class LlamaCpp:
-    """A ``llama-server`` of 2026 or newer, started with ``--jinja``.
-
-    Args:
-        client: of its address.
-        model: which of its models; by default its first.
-        dtype: of its weights; by default as it says.
-    """
+class LlamaCpp(Server):
+    """A ``llama-server`` of 2026 or newer, started with ``--jinja``."""
 
     can = Capabilities(
         ids=True,
         streamed_ids=True,
         logprobs=True,
-        honours=frozenset({*("max_new_tokens", "temperature", "top_p", "seed", "stop"), *("tools", "response_schema")}),
+        honours=DRAWN_BY | {"tools", "response_schema"},
     )
-
-    def __init__(self, client: Client, *, model: str | None = None, dtype: str = "") -> None:
-        self._client, self._model, self._dtype = client, model, dtype
 
     async def describe(self) -> Generator:
         """Who it is; see the protocol."""
@@ -81,10 +72,6 @@ class LlamaCpp:
             raise UpstreamError(f"the server at {self._client.url} left out the ids of tokens at the answer's end")
         rest = {**_body(asked, (*prompt, *known)), "n_predict": most - len(known)}
         yield self._part(await self._client.post("/completion", rest), (*prompt, *known))
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._client.close()
 
     async def _prompt(self, asked: Asked) -> tuple[int, ...]:
         tools = {"tools": [each.to_json_dict() for each in asked.tools]} if asked.tools else {}

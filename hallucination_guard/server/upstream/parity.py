@@ -66,15 +66,16 @@ class ParityWatch:
         """Why nothing is scored any more; empty while it is."""
         return self._suspended
 
-    def observe(self, apart: float) -> None:
-        """Take note of one answer's distance."""
+    def observe(self, apart: float | None) -> None:
+        """Take note of one answer's distance; None, where there was nothing to compare, is beyond the tolerance."""
         with self._lock:
-            off = apart > self.tolerance
+            off = apart is None or apart > self.tolerance
             self.compared += 1
             self.beyond += off
             self._sum = self._sum + 1.0 if off else max(0.0, self._sum - _BACK)
             if self._sum >= _ALARM and not self._suspended:
+                last = "came without any" if apart is None else f"{apart:.2g}"
                 self._suspended = (
                     f"the log-probabilities of the server are no longer ours: of {self.compared} answers {self.beyond} "
-                    f"were more than {self.tolerance:.2g} nats a token apart, the last {apart:.2g}"
+                    f"were more than {self.tolerance:.2g} nats a token apart, the last {last}"
                 )

@@ -8,9 +8,12 @@ from typing import Literal, Protocol
 
 from hallucination_guard.values import FinishReason, GenerationSettings, Generator, Message, Tool
 
-__all__ = ["Asked", "Capabilities", "Kind", "Part", "Upstream"]
+__all__ = ["DRAWN_BY", "Asked", "Capabilities", "Kind", "Part", "Upstream"]
 
 Kind = Literal["vllm", "llamacpp", "sglang", "unknown"]
+
+DRAWN_BY = frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop"})
+"""The settings that every server draws by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,34 +7,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from hallucination_guard.server.upstream.chat import body_of, ended_of, model_of, only_choice
-from hallucination_guard.server.upstream.client import Client, field, ids_of
-from hallucination_guard.server.upstream.part import Asked, Capabilities, Part
+from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, logprobs_of, model_of, only_choice
+from hallucination_guard.server.upstream.client import field, ids_of
+from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
 
 __all__ = ["SGLang"]
 
 
-class SGLang:
-    """A server of SGLang, 0.5.23 or newer.
-
-    Args:
-        client: of its address.
-        model: which of its models; by default its first.
-        dtype: of its weights; by default as it says.
-    """
+class SGLang(Server):
+    """A server of SGLang, 0.5.23 or newer."""
 
     can = Capabilities(
         ids=True,
         streamed_ids=False,
         logprobs=True,
-        honours=frozenset(
-            {*("max_new_tokens", "temperature", "top_p", "seed", "stop"), *("tools", "tool_choice", "response_schema")}
-        ),
+        honours=DRAWN_BY | {"tools", "tool_choice", "response_schema"},
     )
-
-    def __init__(self, client: Client, *, model: str | None = None, dtype: str = "") -> None:
-        self._client, self._model, self._dtype = client, model, dtype
 
     async def describe(self) -> Generator:
         """Who it is; see the protocol."""
@@ -54,19 +43,14 @@ class SGLang:
         choice = only_choice(
             await self._client.post("/v1/chat/completions", {**body_of(asked, self._model or ""), **wants})
         )
-        listed = field(choice, "logprobs", "content")
         return Part(
             prompt_ids=ids_of(field(choice, "prompt_token_ids")),
             ids=ids_of(field(choice, "response_token_ids")),
             text=field(choice, "message", "content") or "",
-            logprobs=tuple(field(each, "logprob") for each in listed) if isinstance(listed, list) else (),
+            logprobs=logprobs_of(choice),
             ended=ended_of(field(choice, "finish_reason"), stop_text=isinstance(field(choice, "matched_stop"), str)),
         )
 
     async def stream(self, asked: Asked) -> AsyncGenerator[Part, None]:
         """The whole answer at once; see the protocol."""
         yield await self.answer(asked)
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._client.close()

@@ -290,8 +290,7 @@ class Sidecar:
         if self._watch is None or outcome.attempts > 1 or not ours:
             return
         before = len(generation.response_token_ids) - len(ours)  # thinking, which is not scored
-        if (apart := distance(theirs[before:], ours)) is not None:
-            self._watch.observe(apart)
+        self._watch.observe(distance(theirs[before:], ours))
 
     async def _probe(self, question: str) -> float | str:
         """The distance of one probe's answer, or why there is none."""

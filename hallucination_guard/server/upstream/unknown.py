@@ -7,32 +7,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from hallucination_guard.server.upstream.chat import body_of, ended_of, model_of, only_choice
-from hallucination_guard.server.upstream.client import Client, field
-from hallucination_guard.server.upstream.part import Asked, Capabilities, Part
+from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, model_of, only_choice
+from hallucination_guard.server.upstream.client import field
+from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
 
 __all__ = ["Unknown"]
 
 
-class Unknown:
-    """A server that gives no token ids.
-
-    Args:
-        client: of its address.
-        model: which of its models; by default its first.
-        dtype: of its weights, which it does not say.
-    """
+class Unknown(Server):
+    """A server that gives no token ids."""
 
     can = Capabilities(
         ids=False,
         streamed_ids=False,
         logprobs=False,
-        honours=frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop"}),
+        honours=DRAWN_BY,
     )
-
-    def __init__(self, client: Client, *, model: str | None = None, dtype: str = "") -> None:
-        self._client, self._model, self._dtype = client, model, dtype
 
     async def describe(self) -> Generator:
         """Who it is; see the protocol."""
@@ -49,7 +40,3 @@ class Unknown:
     async def stream(self, asked: Asked) -> AsyncGenerator[Part, None]:
         """The whole answer at once: it is decided on as a whole anyway; see the protocol."""
         yield await self.answer(asked)
-
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._client.close()

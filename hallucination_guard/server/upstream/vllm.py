@@ -6,34 +6,23 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from hallucination_guard.errors import UpstreamError
-from hallucination_guard.server.upstream.chat import body_of, ended_of, model_of, only_choice
-from hallucination_guard.server.upstream.client import Client, Reply, field, ids_of
-from hallucination_guard.server.upstream.part import Asked, Capabilities, Part
+from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, logprobs_of, model_of, only_choice
+from hallucination_guard.server.upstream.client import Reply, field, ids_of
+from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
 
 __all__ = ["VLLM"]
 
 
-class VLLM:
-    """A server of vLLM, 0.10.2 or newer.
-
-    Args:
-        client: of its address.
-        model: which of its models; by default its first.
-        dtype: of its weights, which it does not say.
-    """
+class VLLM(Server):
+    """A server of vLLM, 0.10.2 or newer."""
 
     can = Capabilities(
         ids=True,
         streamed_ids=True,
         logprobs=True,
-        honours=frozenset(
-            {*("max_new_tokens", "temperature", "top_p", "seed", "stop"), *("tools", "tool_choice", "response_schema")}
-        ),
+        honours=DRAWN_BY | {"tools", "tool_choice", "response_schema"},
     )
-
-    def __init__(self, client: Client, *, model: str | None = None, dtype: str = "") -> None:
-        self._client, self._model, self._dtype = client, model, dtype
 
     async def describe(self) -> Generator:
         """Who it is; see the protocol."""
@@ -56,20 +45,12 @@ class VLLM:
                     return
         raise UpstreamError(f"the stream of {self._client.url} broke off before the answer had ended")
 
-    async def close(self) -> None:
-        """Give the connections back."""
-        await self._client.close()
-
     def _body(self, asked: Asked) -> dict[str, object]:
         return {**body_of(asked, self._model or ""), "return_token_ids": True, "logprobs": True}
 
 
 def _part(reply: Reply, choice: Reply, holder: str) -> Part:
-    listed, text, ids = (
-        field(choice, "logprobs", "content"),
-        field(choice, holder, "content"),
-        field(choice, "token_ids"),
-    )
+    text, ids = field(choice, holder, "content"), field(choice, "token_ids")
     if holder == "delta" and "token_ids" not in choice and not text:
         ids = []  # the first event of a stream says what was read, and draws nothing
     stopped = field(choice, "stop_reason")
@@ -77,6 +58,6 @@ def _part(reply: Reply, choice: Reply, holder: str) -> Part:
         prompt_ids=ids_of(field(reply, "prompt_token_ids")),
         ids=ids_of(ids),
         text=text or "",
-        logprobs=tuple(field(each, "logprob") for each in listed) if isinstance(listed, list) else (),
+        logprobs=logprobs_of(choice),
         ended=ended_of(field(choice, "finish_reason"), stop_text=isinstance(stopped, str)),
     )

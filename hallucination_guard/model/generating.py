@@ -21,7 +21,7 @@ from hallucination_guard.model.keeping import KeptTrace, Tap
 from hallucination_guard.model.products import Products
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
-from hallucination_guard.model.view import undisturbed
+from hallucination_guard.model.view import turn_of, undisturbed
 from hallucination_guard.values import Anchor, FinishReason, Generation, GenerationSettings, ModelIdentity, Prompt
 
 __all__ = ["Asked", "Decoding", "generate", "generation_of", "room_for"]
@@ -217,7 +217,8 @@ class Decoding:
         """
         inside = self._inside
         view, drawn_by = inside.view_at(inside.deep_layers.start, self._tap, self._products), self._processors()
-        with undisturbed(inside.model, grad=False):
+        turn = turn_of(inside.model)
+        with undisturbed(inside.model, grad=False, turn=turn):
             read, mask = _left_padded(inside, [each.read for each in self._asked], _config(inside, room).pad_token_id)
         accepted = signature(type(view).forward).parameters
         last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -225,7 +226,7 @@ class Decoding:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         for _ in range(room):
             placed = {"position_ids": positions} if "position_ids" in accepted else {}
-            with undisturbed(inside.model, grad=False):
+            with undisturbed(inside.model, grad=False, turn=turn):
                 out = view(
                     input_ids=given, attention_mask=mask, past_key_values=past, use_cache=True, **placed, **last_only
                 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 from hallucination_guard.errors import ModelError
 
-__all__ = ["Layout", "OwnForward", "copy_of", "replaced_output", "skipped", "tapped", "undisturbed", "with_parameters"]
+__all__ = [
+    "Layout",
+    "OwnForward",
+    "copy_of",
+    "replaced_output",
+    "skipped",
+    "tapped",
+    "turn_of",
+    "undisturbed",
+    "with_parameters",
+]
 
 
 def copy_of(module: nn.Module) -> nn.Module:
@@ -256,17 +266,25 @@ _TURNS: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _TURNS_LOCK = Lock()
 
 
+def turn_of(model: nn.Module) -> AbstractContextManager[object]:
+    """To be entered while the model runs: one whose weights are moved in and out is run by one thread at a time."""
+    if any(getattr(getattr(module, "_hf_hook", None), "offload", False) for module in model.modules()):
+        with _TURNS_LOCK:
+            return _TURNS.setdefault(model, RLock())
+    return nullcontext()
+
+
 @contextmanager
-def undisturbed(model: nn.Module, *, grad: bool) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, grad: bool, turn: AbstractContextManager[object] | None = None) -> Iterator[None]:
     """Run the model as it is, whatever the caller has switched on around: inference mode, gradients off, autocast.
 
-    A model whose weights are moved in and out while it runs (offloading) is run by one thread at a time.
+    Args:
+        model: to be run.
+        grad: whether with a graph.
+        turn: of the model, where it is at hand: finding out takes a walk over all modules.
     """
     with ExitStack() as stack:
-        if any(getattr(getattr(module, "_hf_hook", None), "offload", False) for module in model.modules()):
-            with _TURNS_LOCK:
-                turn = _TURNS.setdefault(model, RLock())
-            stack.enter_context(turn)
+        stack.enter_context(turn_of(model) if turn is None else turn)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
         for kind in {"cpu", next(model.parameters()).device.type} - {"meta"}:

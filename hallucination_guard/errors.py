@@ -130,5 +130,9 @@ class UpstreamError(CallError):
     """The server that draws the answers cannot be reached, broke off, or gave none that can be used."""
 
 
+class BusyError(GuardError):
+    """As many calls are under way as may be; the same call may be answered later."""
+
+
 class AuditError(GuardError):
     """The audit log cannot be written, read or trusted."""

@@ -17,7 +17,8 @@ from typing import Unpack
 from hallucination_guard.audit.record import Sink
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate, SentenceCalibration
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
-from hallucination_guard.guard.in_a_thread import from_the_loop, in_a_thread
+from hallucination_guard.guard.in_a_thread import from_the_loop, in_a_thread, result_of
+from hallucination_guard.guard.joined import Joined, Places, Together
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
@@ -68,7 +69,9 @@ class Guard:
         generation: defaults for every call: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
             ``question`` (see ``WhiteBoxModel.generate``).
         max_attempts: after so many answers a policy's wish for another is an abstention, whatever its own budget says.
-        batch_size: prompts that are generated and scored together by :meth:`batch`.
+        batch_size: prompts that are generated and scored together by :meth:`batch`, and answers that are scored
+            together of :meth:`acall`.
+        max_calls: calls of :meth:`acall` that may be under way at a time; beyond it ``BusyError``.
         debug: let errors out with their traceback and with what others raised. Both may hold a draft that was not let
             through, so without it an error that leaves has neither.
 
@@ -91,6 +94,7 @@ class Guard:
         generation: GenerationSettings | GenerationOptions | None = None,
         max_attempts: int = 16,
         batch_size: int = 8,
+        max_calls: int = 256,
         debug: bool = False,
     ) -> None:
         if scorer is None:
@@ -108,7 +112,7 @@ class Guard:
                 "the policy speaks of confidence and the guard has no calibration",
                 hint="give calibration=Calibration.load(...), or a policy with score=... and limit=...",
             )
-        for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size)):
+        for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size), ("max_calls", max_calls)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}", hint="a whole number, at least 1")
         self.model = model
@@ -125,6 +129,7 @@ class Guard:
         self.max_attempts = max_attempts
         self.batch_size = batch_size
         self.debug = debug
+        self._places, self._together = Places(max_calls), Together(batch_size)
         self._check_calibration()
         check_sentences(policy, scorer, sentences, model)
 
@@ -216,8 +221,18 @@ class Guard:
         thread_id: str | None = None,
         **generation: Unpack[GenerationOptions],
     ) -> Outcome:
-        """:meth:`__call__` in a thread. A cancelled task drops the outcome; the attempt is still recorded."""
-        return await asyncio.to_thread(self, messages, call=call, thread_id=thread_id, **generation)
+        """:meth:`__call__`, in a thread of its own. What asks at the same time is decoded and scored together.
+
+        A cancelled task ends generating within a token and drops the outcome; the attempt is still recorded.
+
+        Raises:
+            BusyError: if ``max_calls`` are under way.
+        """
+        left = threading.Event()
+        with self._places.one():
+            return await result_of(
+                lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left
+            )
 
     async def abatch(
         self,
@@ -427,10 +442,10 @@ class Guard:
             del streaming, progress, heard  # this frame is in the traceback as well
             raise without_frames(failure)
 
-    def _drained(self, all_progress: Sequence[Progress]) -> None:
+    def _drained(self, all_progress: Sequence[Progress], gone: Callable[[], bool] | None) -> None:
         """Calls through the stream gate: their thresholds are of streams. Those of a batch are decoded together."""
         left = threading.Event()
-        streaming = self._streaming(left.is_set)
+        streaming = self._streaming(lambda: left.is_set() or (gone is not None and gone()))
 
         def drain(progress: Progress) -> None:
             for _ in streaming(progress):
@@ -464,11 +479,14 @@ class Guard:
         generation: Mapping[str, object],
         *,
         answers: Sequence[_Given] = (),
+        gone: Callable[[], bool] | None = None,
     ) -> list[Outcome]:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
         streamed = self.calibration is not None and self.calibration.gate == "stream"
         loop = None if streamed else self._loop()
+        if loop is not None and gone is not None and isinstance(self.model, StreamingModel):
+            loop = replace(loop, joined=Joined(self.model, gone, self._together))
         if streamed and answers:
             raise ConfigurationError(
                 "the calibration is of streams, and an answer that something else wrote is judged as a whole",
@@ -480,7 +498,7 @@ class Guard:
             progress.given, progress.unscorable = self._given(progress, answer)
         failure: BaseException | None = None
         try:
-            self._drained(all_progress) if loop is None else loop.run(all_progress)
+            self._drained(all_progress, gone) if loop is None else loop.run(all_progress)
         except BaseException as error:
             if self.debug:
                 raise

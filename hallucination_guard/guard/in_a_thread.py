@@ -7,15 +7,54 @@ import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hallucination_guard.guard.stream import ReaderGone
+from hallucination_guard.errors import GuardError
 
-__all__ = ["from_the_loop", "in_a_thread"]
+__all__ = ["ReaderGone", "from_the_loop", "in_a_thread", "result_of"]
 
 _Item = TypeVar("_Item")
 _LOOK = 0.05  # seconds after which a thread that waits for the loop looks whether its reader is gone
+
+
+class ReaderGone(GuardError):
+    """Nobody waits for the answer any more."""
+
+
+async def result_of(work: Callable[[], _Item], left: threading.Event) -> _Item:
+    """What ``work`` gives, in a thread of its own. When the task is cancelled, ``left`` is set, and the thread ends.
+
+    A pool would have an end, and those beyond it would wait without being decoded together. The interpreter waits for
+    the thread, which has a record to write.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[_Item] = loop.create_future()
+
+    def tell(result: _Item | None, failed: BaseException | None) -> None:
+        if found.done():  # cancelled
+            return
+        if failed is None:
+            found.set_result(result)  # type: ignore[arg-type]  # it is one, where nothing failed
+        else:
+            found.set_exception(failed)
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except BaseException as error:  # the task raises it
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, result, failed)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="hallucination-guard-call").start()
+    try:
+        return await found
+    finally:
+        left.set()
 
 
 async def in_a_thread(events: Iterator[_Item], left: threading.Event) -> AsyncGenerator[_Item, None]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from tenacity import Retrying, retry_if_result
 
 from hallucination_guard.errors import CallError, GuardError, InputError, PolicyError, ScoringError
+from hallucination_guard.guard.joined import Joined
 from hallucination_guard.guard.judging import Judging
 from hallucination_guard.guard.moves import Again, Ended, carry_out
 from hallucination_guard.guard.progress import Draft, Progress
@@ -41,6 +42,7 @@ class Loop:
         recorder: writes down.
         max_attempts: after so many answers a policy's wish for another is an abstention.
         batch_size: prompts that are generated and scored together.
+        joined: how it draws and scores beside other calls; None if it has the model for itself.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class Loop:
     recorder: Recorder
     max_attempts: int
     batch_size: int
+    joined: Joined | None = None
 
     def run(self, prompts: Sequence[Progress]) -> None:
         """Bring every prompt to an outcome."""
@@ -79,9 +82,8 @@ class Loop:
         """Take in the next answer of each prompt; they are drawn alike."""
         generations = [each.given for each in group if each.given is not None] or self._generate(group)
         stale = [progress for progress, each in zip(group, generations, strict=True) if _drawn_before(progress, each)]
-        unfinished = Verdict(score=Score.failed("interrupted while scoring", scorer=self.scorer.identity))
         for progress, generation in zip(group, generations, strict=True):
-            progress.begin(generation, unfinished)
+            progress.begin(generation, self._unfinished("interrupted while scoring"))
         self._nudge(stale)
 
     def _nudge(self, stale: list[Progress]) -> None:
@@ -103,10 +105,16 @@ class Loop:
 
     def _generate(self, group: Sequence[Progress], drawing: Drawing | None = None) -> list[Generation]:
         drawing = group[0].drawing if drawing is None else drawing
+        if self.joined is not None:
+            unfinished = self._unfinished("interrupted before it was scored")
+            return [self.joined.draw(each, drawing, unfinished=unfinished) for each in group]
         prompts, questions = [each.messages for each in group], [each.settings.question for each in group]
         if not any(questions):
             return list(self.model.generate(prompts, **drawing))
         return list(self.model.generate(prompts, question=questions, **drawing))
+
+    def _unfinished(self, why: str) -> Verdict:
+        return Verdict(score=Score.failed(why, scorer=self.scorer.identity))
 
     # ------------------------------------------------------------------------------------------------ scoring
 
@@ -121,7 +129,8 @@ class Loop:
     def _scores(self, group: Sequence[Progress], generations: Sequence[Generation]) -> list[Score]:
         """Scores of what can be scored; why the rest cannot."""
         given = {at: each.unscorable for at, each in enumerate(group) if each.unscorable}
-        found = iter(self.score([each for at, each in enumerate(generations) if at not in given]))
+        rest = [each for at, each in enumerate(generations) if at not in given]
+        found = iter(self.score(rest) if self.joined is None else self.joined.score(rest, self.score))
         for each in group:
             each.unscorable = ""
         return [

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from hallucination_guard.errors import GuardError, ModelError
+from hallucination_guard.errors import ModelError
+from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Draft, Progress
 from hallucination_guard.values import (
@@ -33,11 +34,7 @@ from hallucination_guard.values import (
 )
 from hallucination_guard.values.text import has_visible, sentence_ends, whole_characters
 
-__all__ = ["ReaderGone", "Streaming"]
-
-
-class ReaderGone(GuardError):
-    """Nobody reads the stream any more."""
+__all__ = ["Streaming"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

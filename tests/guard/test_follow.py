@@ -13,7 +13,7 @@ import pytest
 
 from hallucination_guard import Calibration, Guard, Outcome, Released, WhiteBoxModel
 from hallucination_guard.errors import AuditError, ConfigurationError, InputError, ModelError
-from hallucination_guard.guard.stream import ReaderGone
+from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.scoring import HybridGrad, Likelihood
 from hallucination_guard.scoring.beginnings import score_beginnings
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer, tiny_model, tiny_tokenizer

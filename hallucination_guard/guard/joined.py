@@ -1,0 +1,138 @@
+"""Calls of many tasks: what is asked at the same time is decoded as one batch, and what ends together scored together.
+
+Each call keeps a thread, a loop and a policy of its own; they meet only where the model computes. Decoding is that of
+the streams (:mod:`hallucination_guard.model.live`), whose batches are static ones, so that what scoring needs is kept.
+A call that nobody waits for any more takes no further token.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hallucination_guard.errors import BusyError
+from hallucination_guard.guard.in_a_thread import ReaderGone
+from hallucination_guard.guard.progress import Progress
+from hallucination_guard.values import Drawing, Generation, Live, Score, StreamingModel, Verdict
+
+__all__ = ["Joined", "Places", "Together"]
+
+Scoring = Callable[[Sequence[Generation]], list[Score]]
+
+
+class Places:
+    """How many calls may be under way; beyond it a call is refused at once.
+
+    Args:
+        most: of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._lock = most, 0, threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Inside, a place is taken.
+
+        Raises:
+            BusyError: if there is none.
+        """
+        with self._lock:
+            if self._taken >= self._most:
+                raise BusyError(f"{self._taken} calls are under way", hint="ask again later, or give max_calls=…")
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= 1
+
+
+class Together:
+    """Scores what waits to be scored as one batch: whoever has the model's turn does it for those who wait for it.
+
+    Args:
+        most: answers at a time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._waiting: list[_Waiting] = []
+
+    def __call__(self, generation: Generation, live: Live, score: Scoring) -> Score:
+        """The score of one answer.
+
+        Args:
+            generation: the answer.
+            live: of it: says whose turn it is.
+            score: scores a batch. It is the same for all who wait here: one model, one scorer.
+        """
+        own = _Waiting(generation=generation)
+        with self._lock:
+            self._waiting.append(own)
+        try:
+            with live.hold():
+                if own.score is None:
+                    with self._lock:
+                        others = [each for each in self._waiting if each is not own]
+                        batch = [own, *others[: self._most - 1]]
+                        self._waiting = others[self._most - 1 :]
+                    for each, found in zip(batch, score([each.generation for each in batch]), strict=True):
+                        each.score = found
+                assert own.score is not None
+                return own.score
+        finally:
+            with self._lock:
+                self._waiting = [each for each in self._waiting if each is not own]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    generation: Generation
+    score: Score | None = None
+
+
+class Joined:
+    """How one call draws and scores beside others.
+
+    Args:
+        model: whose streams are decoded together.
+        gone: whether nobody waits for the call any more.
+        together: of all calls under the same scorer.
+    """
+
+    def __init__(self, model: StreamingModel, gone: Callable[[], bool], together: Together) -> None:
+        self._model, self._gone, self._together = model, gone, together
+        self._live: Live | None = None
+
+    def draw(self, progress: Progress, drawing: Drawing, *, unfinished: Verdict) -> Generation:
+        """The next answer of a prompt.
+
+        Args:
+            progress: of the prompt.
+            drawing: how it is drawn.
+            unfinished: the verdict on an answer that was not drawn to its end.
+
+        Raises:
+            ReaderGone: if nobody waits for it any more: then ``progress`` has what was drawn until then.
+        """
+        live = self._model.stream(progress.messages, gone=self._gone, question=progress.settings.question, **drawing)
+        try:
+            live.wait(lambda: False)
+            ended = live.ended
+            generation = live.beginning(len(live.texts()))
+        finally:
+            live.leave()
+        if ended is None:
+            if progress.recorded == progress.attempt:  # else a draft of this attempt is there, and is recorded
+                progress.begin(generation, unfinished)
+            raise ReaderGone("nobody waits for the answer any more")
+        self._live = live
+        return generation
+
+    def score(self, generations: Sequence[Generation], score: Scoring) -> list[Score]:
+        """The scores of what was drawn last."""
+        assert self._live is not None
+        return [self._together(each, self._live, score) for each in generations]

@@ -1,0 +1,171 @@
+"""Calls of many tasks meet where the model computes, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from hallucination_guard import Guard, HybridGrad, WhiteBoxModel
+from hallucination_guard.errors import AuditError, BusyError
+from hallucination_guard.model import live
+from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
+from hallucination_guard.values import Generation, Score
+from hallucination_guard_policies import AbstainBelow, Accept
+
+QUESTIONS = [f"What is {at} and {at}?" for at in range(8)]
+SETTINGS = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers were scored at a time."""
+    sizes: list[int] = []
+    batch = HybridGrad.batch
+
+    def counted(self: HybridGrad, model: Any, generations: Sequence[Generation]) -> list[Score]:
+        sizes.append(len(generations))
+        return batch(self, model, generations)
+
+    monkeypatch.setattr(HybridGrad, "batch", counted)
+    return sizes
+
+
+class Watched:
+    """The batches that are decoded, and a pause in each of their steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.steps = 0
+        self.pause = 0.0
+        self.begun = threading.Event()
+        watched = self
+
+        class Decoding(live.Decoding):
+            def steps(self, room: int) -> Iterator[list[int]]:
+                watched.rows.append(len(self._asked))
+                for step in super().steps(room):
+                    watched.steps += 1
+                    if watched.steps > 2:
+                        watched.begun.set()
+                    time.sleep(watched.pause)
+                    yield step
+
+        monkeypatch.setattr(live, "Decoding", Decoding)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
+
+
+async def settled(sink: MemorySink, records: int) -> None:
+    for _ in range(500):
+        if len(sink.records) >= records:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_they_are_decoded_as_one_batch_and_scored_in_batches(
+    tiny: WhiteBoxModel, watched: Watched, scored: list[int]
+) -> None:
+    sink = MemorySink()
+    guard = Guard(tiny, policy=Accept(), audit=sink, generation=SETTINGS)
+    found = await asyncio.gather(*map(guard.acall, QUESTIONS))
+    assert max(watched.rows) > 1 and sum(watched.rows) == len(QUESTIONS)
+    assert max(scored) > 1 and sum(scored) == len(QUESTIONS)
+    assert sorted(each.request_id for each in found) == sorted(each.request_id for each in sink.records)
+
+
+async def test_no_more_are_scored_at_a_time_than_the_batch_size(tiny: WhiteBoxModel, scored: list[int]) -> None:
+    guard = Guard(tiny, policy=Accept(), generation=SETTINGS, batch_size=3)
+    await asyncio.gather(*map(guard.acall, QUESTIONS * 2))
+    assert 1 < max(scored) <= 3 and sum(scored) == 16
+
+
+async def test_guards_with_other_policies_share_a_batch_and_no_decision(tiny: WhiteBoxModel, watched: Watched) -> None:
+    lets = Guard(tiny, policy=Accept(), generation=SETTINGS)
+    never = Guard(tiny, policy=AbstainBelow(score="hybridgrad", limit=0.0), generation=SETTINGS)
+    found = await asyncio.gather(*(guard.acall(each) for each in QUESTIONS[:4] for guard in (lets, never)))
+    assert max(watched.rows) > 1
+    assert [each.accepted for each in found] == [True, False] * 4
+
+
+async def test_what_fails_in_one_call_does_not_reach_the_others(tiny: WhiteBoxModel) -> None:
+    sink = MemorySink()
+
+    def one_fails(record: Any) -> str:
+        if QUESTIONS[2] in str(record.prompt):
+            raise OSError("the disk is full")
+        return sink(record)
+
+    guard = Guard(tiny, policy=Accept(), audit=one_fails, generation=SETTINGS)
+    found = await asyncio.gather(*map(guard.acall, QUESTIONS), return_exceptions=True)
+    assert [at for at, each in enumerate(found) if isinstance(each, AuditError)] == [2]
+    assert sum(not isinstance(each, BaseException) and each.accepted for each in found) == 7
+
+
+async def test_a_cancelled_call_takes_no_further_token_and_is_recorded(tiny: WhiteBoxModel, watched: Watched) -> None:
+    sink = MemorySink()
+    guard = Guard(tiny, policy=Accept(), audit=sink, generation={**SETTINGS, "max_new_tokens": 200})
+    watched.pause = 0.02
+    task = asyncio.create_task(guard.acall("Go on for ever."))
+    await asyncio.to_thread(watched.begun.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    at_cancel = watched.steps
+    await settled(sink, 1)
+    await asyncio.sleep(0.2)
+    assert watched.steps <= at_cancel + 1 < 100
+    [record] = sink.records
+    assert (record.decision, record.rule, record.status) == ("abstain", "interrupted", "error")
+    assert 0 < record.tokens["out"] < 100
+
+
+async def test_one_that_is_cancelled_while_it_waits_is_recorded_and_the_rest_go_on(
+    tiny: WhiteBoxModel, watched: Watched
+) -> None:
+    sink = MemorySink()
+    guard = Guard(tiny, policy=Accept(), audit=sink, generation={**SETTINGS, "max_new_tokens": 12})
+    watched.pause = 0.05
+    first = asyncio.create_task(guard.acall("First?"))
+    await asyncio.to_thread(watched.begun.wait, 10)
+    waiting = asyncio.create_task(guard.acall("Second?"))  # its batch begins when the first has ended
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await first).accepted
+    await settled(sink, 2)
+    assert sorted(each.rule for each in sink.records) == ["accept_all", "interrupted"]
+    assert watched.rows == [1]
+
+
+async def test_beyond_its_places_a_call_is_refused_at_once_and_a_place_comes_back() -> None:
+    go_on = threading.Event()
+
+    def wait(generation: Any) -> float:
+        go_on.wait(10)
+        return 1.0
+
+    guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(wait), max_calls=2)
+    under_way = [asyncio.create_task(guard.acall("Q?")) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(BusyError, match="2 calls are under way"):
+        await guard.acall("Q?")
+    go_on.set()
+    assert [each.text for each in await asyncio.gather(*under_way)] == ["a", "a"]
+    assert (await guard.acall("Q?")).text == "a"
+
+
+async def test_a_prompt_that_cannot_be_used_gives_its_place_back() -> None:
+    guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(1.0), max_calls=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="empty"):
+            await guard.acall("")
+    assert (await guard.acall("Q?")).text == "a"

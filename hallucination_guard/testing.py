@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, cast
 
@@ -33,6 +32,7 @@ from hallucination_guard.values import (
     is_batch,
     question_of,
 )
+from hallucination_guard.values.protocols import Found
 from hallucination_guard.values.text import sentence_starts
 
 if TYPE_CHECKING:
@@ -397,10 +397,9 @@ class ScriptedLive:
         text = bytes(answer).decode("utf-8", "replace")
         return self._model._generation(self._prompt, text, ending or "open", self._settings)
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Nothing is drawn anyway."""
-        yield
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives."""
+        return work()
 
     def leave(self) -> None:
         """The reader is gone."""

@@ -51,7 +51,7 @@ class Places:
 
 
 class Together:
-    """Scores what waits to be scored as one batch: whoever has the model's turn does it for those who wait for it.
+    """Scores what waits to be scored as one batch: whoever's turn it is does it for those who wait.
 
     Args:
         most: answers at a time.
@@ -66,23 +66,26 @@ class Together:
 
         Args:
             generation: the answer.
-            live: of it: says whose turn it is.
+            live: of it: says whose turn it is to compute.
             score: scores a batch. It is the same for all who wait here: one model, one scorer.
         """
         own = _Waiting(generation=generation)
         with self._lock:
             self._waiting.append(own)
+
+        def together() -> Score:
+            if own.score is None:
+                with self._lock:
+                    others = [each for each in self._waiting if each is not own]
+                    batch = [own, *others[: self._most - 1]]
+                    self._waiting = others[self._most - 1 :]
+                for each, found in zip(batch, score([each.generation for each in batch]), strict=True):
+                    each.score = found
+            assert own.score is not None
+            return own.score
+
         try:
-            with live.hold():
-                if own.score is None:
-                    with self._lock:
-                        others = [each for each in self._waiting if each is not own]
-                        batch = [own, *others[: self._most - 1]]
-                        self._waiting = others[self._most - 1 :]
-                    for each, found in zip(batch, score([each.generation for each in batch]), strict=True):
-                        each.score = found
-                assert own.score is not None
-                return own.score
+            return live.compute(together)
         finally:
             with self._lock:
                 self._waiting = [each for each in self._waiting if each is not own]
@@ -118,21 +121,32 @@ class Joined:
         Raises:
             ReaderGone: if nobody waits for it any more: then ``progress`` has what was drawn until then.
         """
+        self._leave()
         live = self._model.stream(progress.messages, gone=self._gone, question=progress.settings.question, **drawing)
+        self._live = live
         try:
             live.wait(lambda: False)
             ended = live.ended
             generation = live.beginning(len(live.texts()))
-        finally:
-            live.leave()
+        except BaseException:
+            self._leave()
+            raise
         if ended is None:
+            self._leave()
             if progress.recorded == progress.attempt:  # else a draft of this attempt is there, and is recorded
                 progress.begin(generation, unfinished)
             raise ReaderGone("nobody waits for the answer any more")
-        self._live = live
         return generation
 
     def score(self, generations: Sequence[Generation], score: Scoring) -> list[Score]:
         """The scores of what was drawn last."""
         assert self._live is not None
-        return [self._together(each, self._live, score) for each in generations]
+        try:
+            return [self._together(each, self._live, score) for each in generations]
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._live is not None:
+            self._live.leave()
+            self._live = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from hallucination_guard.errors import ModelError
@@ -105,8 +106,7 @@ class Streaming:
             if why := unscorable():
                 score = Score.unscorable(why, scorer=self.loop.scorer.identity)
             else:
-                with live.hold():
-                    [score] = self.loop.score([generation], measure)
+                [score] = live.compute(partial(self.loop.score, [generation], measure))
             scoring += score.seconds
             decision = self._decide(progress, generation, score)
             goes_on = decision.action == "accept" and generation.finish_reason == "open"

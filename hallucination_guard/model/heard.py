@@ -9,13 +9,13 @@ text, the answer ends with an error: what is scored is what is delivered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from hallucination_guard.errors import InputError, ModelError
 from hallucination_guard.values import Ending, FinishReason, Generation, Piece
+from hallucination_guard.values.protocols import Compute, Found
 from hallucination_guard.values.text import sentence_starts
 
 __all__ = ["HeardAnswer", "Reading"]
@@ -36,7 +36,7 @@ class Reading:
         prose: how many characters of an unfinished answer are surely in no call.
         end_ids: ids that end an answer and are no part of it.
         most: tokens that it may have; None for no limit.
-        computing: held while a reader computes.
+        compute: what a reader wants computed goes through it.
     """
 
     ids: Callable[[str], tuple[int, ...]]
@@ -47,7 +47,7 @@ class Reading:
     prose: Callable[[str], int]
     end_ids: frozenset[int] = frozenset()
     most: int | None = None
-    computing: Callable[[], AbstractContextManager[None]] = nullcontext
+    compute: Compute = lambda work: work()
 
 
 class HeardAnswer:
@@ -131,9 +131,9 @@ class HeardAnswer:
             return replace(read, finish_reason=ending)
         return replace(read, finish_reason="open", written_calls=())
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Inside, the reader computes."""
-        return self._reading.computing()
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives."""
+        return self._reading.compute(work)
 
     def leave(self) -> None:
         """The reader is gone: whoever writes is told, if it can be."""

@@ -1,23 +1,27 @@
 """Answers while they are drawn: what asks at the same time is decoded as one batch, each with a reader of its own.
 
 A batch is a static one, so that what scoring needs is kept (:mod:`hallucination_guard.model.generating`): what comes
-while it runs waits for the next. Where torch has all the cores, the readers draw themselves, one of those who wait for
-all of them: a thread more would have threads of its own in torch, and all of them would wait for each other at every
-operation (measured: 1.7 times as slow). Where there is a core to spare, or a GPU, a thread draws while readers compute.
+while it runs waits for the next. Every thread that computes has threads of its own in torch, and where these are more
+than the cores, all of them wait for each other at every operation (measured: 1.7 times as slow). So where torch has all
+the cores, a reader who is alone draws and computes himself, and of several none does: one thread draws for all of them
+and computes what they want computed. Where there is a core to spare, or a GPU, it draws while readers compute.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextvars
 import copy
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -31,8 +35,9 @@ from hallucination_guard.values import FinishReason, Generation, GenerationSetti
 
 __all__ = ["LiveAnswer", "Streams"]
 
-_GATHER = 0.005  # seconds without a further request before a batch begins: a tenth of a token on a CPU
+_GATHER = 0.01  # seconds without a further request before a batch begins: a fifth of a token on a CPU
 _MOST = 32  # rows of a batch
+_Found = TypeVar("_Found")
 _LOOK = 0.25  # seconds after which one who waits looks whether its own reader is gone
 
 
@@ -112,17 +117,15 @@ class LiveAnswer:
             trace=self._trace(answer),
         )
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Inside, the reader computes."""
-        with self._streams.computing():
-            yield
+    def compute(self, work: Callable[[], _Found]) -> _Found:
+        """What ``work`` gives."""
+        return self._streams.compute(work)
 
     def leave(self) -> None:
         """The reader is gone."""
         self._left = True
         self._trace = lambda answer: None  # what was kept of the batch can go
-        self._streams.left()
+        self._streams.left(self)
 
     @property
     def _may_call(self) -> bool:
@@ -191,6 +194,33 @@ class _Batch:
                 each.error = _of_its_own(error)
 
 
+class _Job(Generic[_Found]):
+    """What a reader wants computed, in the context of the reader."""
+
+    def __init__(self, work: Callable[[], _Found]) -> None:
+        self._work, self._context = work, contextvars.copy_context()
+        self._found: Future[_Found] = Future()
+
+    def __call__(self) -> None:
+        """Compute it. What goes wrong is the reader's."""
+        try:
+            self._found.set_result(self._context.run(self._work))
+        except Exception as error:
+            self._found.set_exception(error)
+        except BaseException as error:  # an interruption is of the thread that it meets
+            self._found.set_exception(_of_its_own(error))
+            raise
+
+    @property
+    def done(self) -> bool:
+        """Whether it was computed."""
+        return self._found.done()
+
+    def result(self) -> _Found:
+        """What it gave."""
+        return self._found.result()
+
+
 class Streams:
     """The answers of one model that are being drawn, or wait to be.
 
@@ -202,6 +232,8 @@ class Streams:
         self.inside = inside
         self._lock = threading.Condition()  # of all that follows
         self._waiting: list[LiveAnswer] = []
+        self._read: set[LiveAnswer] = set()  # those whose readers are there
+        self._jobs: list[_Job[Any]] = []
         self._batch: _Batch | None = None
         self._drawn_by: threading.Thread | None = None
         self._computing = 0
@@ -215,20 +247,19 @@ class Streams:
             return live
         with self._lock:
             self._waiting.append(live)
+            self._read.add(live)
             self._lock.notify_all()
-            if self._drawn_by is None and self._spare:
-                self._drawn_by = threading.Thread(target=self._draw_all, daemon=True, name="hallucination-guard-stream")
-                self._drawn_by.start()
-                if not self._registered:
-                    atexit.register(self._stop, weakref.ref(self))
-                    self._registered = True
+            if self._apart:
+                self._begin_to_draw()
         return live
 
     def wait(self, live: LiveAnswer, ready: Callable[[], bool]) -> None:
-        """Until ``live`` is over or ``ready``; whoever waits while nobody draws does it for all."""
+        """Until ``live`` is over or ``ready``; one who waits alone draws."""
         with self._lock:
             live.ready = None if ready() else ready
             while live.waits:
+                if self._apart:
+                    self._begin_to_draw()
                 if self._drawn_by is not None:
                     self._lock.wait(_LOOK)
                     continue
@@ -243,9 +274,27 @@ class Streams:
                     self._lock.notify_all()  # who else waits goes on drawing
             live.ready = None
 
+    def compute(self, work: Callable[[], _Found]) -> _Found:
+        """What ``work`` gives: one computes at a time, and nothing is drawn where both would want the same cores."""
+        with self._lock:
+            job: _Job[_Found] | None = None
+            if self._apart and not self._spare and self._drawn_by is not threading.current_thread():
+                job = _Job(work)
+                self._jobs.append(job)
+                self._lock.notify_all()
+                while not job.done:
+                    if self._stopped:
+                        self._jobs, job = [each for each in self._jobs if each is not job], None
+                        break
+                    self._begin_to_draw()
+                    self._lock.wait(_LOOK)
+        if job is not None:
+            return job.result()
+        with self._computes():
+            return work()
+
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Inside, a reader computes: one at a time, and nothing is drawn where it would want the same cores."""
+    def _computes(self) -> Iterator[None]:
         with self._lock:
             self._computing += 1
         try:
@@ -256,13 +305,29 @@ class Streams:
                 self._computing -= 1
                 self._lock.notify_all()
 
-    def left(self) -> None:
+    def left(self, live: LiveAnswer) -> None:
         """A reader is gone: a batch that nobody reads is forgotten."""
         with self._lock:
+            self._read.discard(live)
             if self._drawn_by is None and self._batch is not None and all(each.over for each in self._batch.rows):
                 self._batch = None
             self._waiting = [each for each in self._waiting if not each.over]
             self._lock.notify_all()
+
+    @property
+    def _apart(self) -> bool:
+        """Whether a thread draws that is no reader's."""
+        return self._spare or len(self._read) > 1
+
+    def _begin_to_draw(self) -> None:
+        """Have a thread that draws; called with the lock."""
+        if self._drawn_by is not None or self._stopped:
+            return
+        self._drawn_by = threading.Thread(target=self._draw_all, daemon=True, name="hallucination-guard-stream")
+        self._drawn_by.start()
+        if not self._registered:
+            atexit.register(self._stop, weakref.ref(self))
+            self._registered = True
 
     @property
     def _spare(self) -> bool:
@@ -296,9 +361,12 @@ class Streams:
 
     def _step(self) -> bool:
         """Draw a token of each row; False where there is nothing to draw, and then nobody draws any more."""
+        if self._jobs:
+            self._do_jobs()
+            return True
         batch = self._batch or self._next()
         if batch is None:
-            return False
+            return bool(self._jobs)  # they came while it looked
         with self._lock:
             while self._computing and not self._spare:
                 self._lock.wait()
@@ -323,6 +391,14 @@ class Streams:
             self._lock.notify_all()
         return True
 
+    def _do_jobs(self) -> None:
+        """Compute what readers want computed."""
+        with self._computes():
+            while self._jobs:
+                with self._lock:
+                    job = self._jobs.pop(0)
+                job()
+
     def _next(self) -> _Batch | None:
         """The batch to be decoded next."""
         with self._lock:
@@ -332,6 +408,8 @@ class Streams:
                 self._lock.wait(_GATHER)
             self._waiting = [each for each in self._waiting if not each.over]
             if not self._waiting:
+                if self._jobs:
+                    return None
                 self._drawn_by = None
                 self._lock.notify_all()
                 return None

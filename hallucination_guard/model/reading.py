@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from functools import partial
 from typing import Unpack, cast
 
@@ -23,6 +22,7 @@ from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.values import Generation, GenerationSettings, Messages, Offered, checked_text
+from hallucination_guard.values.protocols import Compute
 
 __all__ = ["kept_trace", "place", "read", "reading_of", "trace_ids"]
 
@@ -69,7 +69,7 @@ def reading_of(
     messages: Messages,
     *,
     question: str | None,
-    computing: Callable[[], AbstractContextManager[None]],
+    compute: Compute,
     **offered: Unpack[Offered],
 ) -> Reading:
     """How an answer is read while it is written; see :meth:`WhiteBoxModel.follow`."""
@@ -92,7 +92,7 @@ def reading_of(
         prose=lambda text: prose_of(format_of(tokenizer), text) if calls else len(text),
         end_ids=inside.end_ids,
         most=None if inside.context is None else inside.context - len(prompt.token_ids),
-        computing=computing,
+        compute=compute,
     )
 
 

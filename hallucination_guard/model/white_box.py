@@ -341,7 +341,7 @@ class WhiteBoxModel(Inside):
         Raises:
             InputError: if the prompt cannot be used.
         """
-        how = reading.reading_of(self, messages, question=question, computing=self._streams.computing, **offered)
+        how = reading.reading_of(self, messages, question=question, compute=self._streams.compute, **offered)
         return HeardAnswer(pieces, how, gone=gone, unscorable=unscorable)
 
     def write(self, content: str, calls: Sequence[ToolCall]) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, Unpack, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, Unpack, runtime_checkable
 
 from hallucination_guard.values.decision import Decision, Situation
 from hallucination_guard.values.generation import FinishReason, Generation
@@ -16,6 +15,8 @@ from hallucination_guard.values.score import Score
 from hallucination_guard.values.settings import Drawing, Offered
 from hallucination_guard.values.tools import ToolCall
 from hallucination_guard.values.verdict import Verdict
+
+Found = TypeVar("Found")
 
 __all__ = [
     "Ending",
@@ -92,6 +93,14 @@ class Model(Protocol):
         ...
 
 
+class Compute(Protocol):
+    """Has something computed where its turn comes."""
+
+    def __call__(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives."""
+        ...
+
+
 class Live(Protocol):
     """An answer while it is drawn. One reader has it, in a thread of its own."""
 
@@ -122,8 +131,8 @@ class Live(Protocol):
         """Its first tokens as an answer; ``open`` unless these are all of one that has ended."""
         ...
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Inside, the reader computes: nothing is drawn meanwhile where both would want the same cores."""
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives; nothing is drawn meanwhile where both would want the same cores."""
         ...
 
     def leave(self) -> None:

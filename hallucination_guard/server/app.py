@@ -36,6 +36,20 @@ _log = logging.getLogger("hallucination_guard.server")
 _AGAIN = 5.0  # seconds after which what did not start is tried again
 
 
+# Whose words repeat nothing of the request.
+_WORDS = frozenset(
+    ("missing", "string_type", "int_type", "float_type", "bool_type", "list_type", "dict_type", "literal_error")
+    + ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "model_attributes_type", "too_long")
+    + ("string_too_long", "string_too_short", "too_short", "string_pattern_mismatch", "finite_number")
+    + ("none_required", "union_tag_not_found")
+)
+_INNER = frozenset(
+    ("content", "role", "text", "type", "function", "name", "arguments", "parameters", "tool_call_id", "tool_calls")
+    + ("id", "json_schema", "schema", "refusal", "include_usage", "max_risk", "confidence", "strict", "description")
+)
+"""The names of inner fields: what else stands in a place may be a client's own key."""
+
+
 class _Reply(BaseModel):
     """What every reply has; the rest is the OpenAI API's."""
 
@@ -487,9 +501,11 @@ def _invalid(error: RequestValidationError) -> Refusal:
             return Refusal(400, f"{name} is refused: {known.why}", code="unsupported_field", param=name)
         where = name[:64] if known is not None else "a field"
         return Refusal(400, f"{where} is not known here", code="unknown_field", param=name[:64] or None)
-    words = f"{'.'.join(path)[:128]}: {first['msg']}" if kind != "extra_forbidden" else "an unknown field"
+    place = ".".join(step for step in path if step.isdigit() or step in FIELDS or step in _INNER)
+    said = str(first["msg"]) if kind in _WORDS else "cannot be this"
+    words = "an unknown field" if kind == "extra_forbidden" else f"{place}: {said}"
     why = f" ({known.why})" if known is not None and len(path) == 1 else ""
-    return Refusal(400, f"{words}{why}"[:300], code="invalid_field", param=".".join(path)[:128] or None)
+    return Refusal(400, f"{words}{why}"[:300], code="invalid_field", param=place or None)
 
 
 def _visitor(request: Request) -> Visitor:

@@ -187,7 +187,7 @@ def certified() -> Callable[[str | None], dict[str, Any]]:
 WEATHER = '<tool_call>{"name": "weather", "arguments": {"city": "Lyon"}}</tool_call>'
 
 
-class Talker(ScriptedModel):
+class Talker(Reader):
     """Says what fits the last turn; ``slow`` seconds a token, and counts them."""
 
     def __init__(self, **settings: Any) -> None:
@@ -197,7 +197,8 @@ class Talker(ScriptedModel):
         self.streaming = True
 
     def _next(self, messages: Any, settings: dict[str, Any]) -> str:
-        [*_, last] = as_messages(messages)
+        [*_, last] = turns = as_messages(messages)
+        self.calls.append((turns, dict(settings)))
         if last.role == "tool":
             return f"It is {last.content}."
         if "weather" in last.content and settings.get("tools"):
@@ -207,7 +208,7 @@ class Talker(ScriptedModel):
         if "Atlantis" in last.content:
             return "Atlantis lies in the sea."
         if "long" in last.content:
-            return "word " * 400
+            return "word " * 60
         return "Lyon is a city. It lies in France."
 
     def stream(self, messages: Any, **settings: Any) -> Any:

@@ -37,16 +37,16 @@ _AGAIN = 5.0  # seconds after which what did not start is tried again
 
 
 # Whose words repeat nothing of the request.
-_WORDS = frozenset(
-    ("missing", "string_type", "int_type", "float_type", "bool_type", "list_type", "dict_type", "literal_error")
-    + ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "model_attributes_type", "too_long")
-    + ("string_too_long", "string_too_short", "too_short", "string_pattern_mismatch", "finite_number")
-    + ("none_required", "union_tag_not_found")
-)
-_INNER = frozenset(
-    ("content", "role", "text", "type", "function", "name", "arguments", "parameters", "tool_call_id", "tool_calls")
-    + ("id", "json_schema", "schema", "refusal", "include_usage", "max_risk", "confidence", "strict", "description")
-)
+_WORDS = frozenset({
+    "missing", "string_type", "int_type", "float_type", "bool_type", "list_type", "dict_type", "literal_error",
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "model_attributes_type", "too_long",
+    "string_too_long", "string_too_short", "too_short", "string_pattern_mismatch", "finite_number", "none_required",
+    "union_tag_not_found",
+})  # fmt: skip
+_INNER = frozenset({
+    "content", "role", "text", "type", "function", "name", "arguments", "parameters", "tool_call_id", "tool_calls",
+    "id", "json_schema", "schema", "refusal", "include_usage", "max_risk", "confidence", "strict", "description",
+})  # fmt: skip
 """The names of inner fields: what else stands in a place may be a client's own key."""
 
 
@@ -515,7 +515,7 @@ def _visitor(request: Request) -> Visitor:
 
 
 def _streams(responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
-    return responses | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    return responses | {200: {"content": {"text/event-stream": {}}}}
 
 
 def _describe(api: FastAPI, *, keyed: bool) -> None:

@@ -37,6 +37,7 @@ _ROLES: Mapping[str, Role] = {
 }
 """What a key has to be allowed; any key will do for the other paths."""
 
+_WITH_BODY = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/score"})
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -111,7 +112,8 @@ class Door:
             account = self._charge(key)
             account.running += 1
             try:
-                body = await self._body(headers, scope["method"], receive)
+                posts = scope["method"] == "POST" and scope["path"] in _WITH_BODY
+                body = await self._body(headers, receive, typed=posts)
                 allowed = self.settings.limits.max_tokens
                 if key is not None and key.limits.max_tokens is not None:
                     allowed = min(allowed, key.limits.max_tokens)
@@ -171,9 +173,9 @@ class Door:
         account.room -= 1.0
         return account
 
-    async def _body(self, headers: Mapping[str, str], method: str, receive: _Receive) -> bytes:
+    async def _body(self, headers: Mapping[str, str], receive: _Receive, *, typed: bool) -> bytes:
         limits = self.settings.limits
-        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if typed and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise Refusal(415, "the body has to be application/json", code="unsupported_media_type", close=True)
         too_large = Refusal(413, f"the body has more than {limits.body_bytes} bytes", code="body_too_large", close=True)
         length = headers.get("content-length", "0")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from hallucination_guard.errors import InputError
 from hallucination_guard.values import Call, GenerationOptions, Message, ToolCall, options_of
@@ -83,6 +84,23 @@ _Tokens = Annotated[int, Field(ge=1, lt=2**31)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 _Extra = {"extra": "forbid", "strict": True, "allow_inf_nan": False, "protected_namespaces": ()}
+
+
+def _as_written(kind: type) -> BeforeValidator:
+    """To Python ``0`` is ``False`` and ``True`` is ``1``, and so it would be to a literal."""
+
+    def check(given: object) -> object:
+        if given is not None and isinstance(given, bool) != (kind is bool):
+            raise PydanticCustomError("literal_error", "Input should be of another type")
+        return given
+
+    return BeforeValidator(check)
+
+
+_No = Annotated[Literal[False], _as_written(bool)]
+_Yes = Annotated[Literal[True], _as_written(bool)]
+_One = Annotated[Literal[1], _as_written(int)]
+_Zero = Annotated[Literal[0], _as_written(int)]
 
 
 class _Part(BaseModel):
@@ -265,9 +283,9 @@ class _Drawn(_Asked):
     stop: _Short | Annotated[list[_Short], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    n: _One | None = None
+    presence_penalty: _Zero | None = None
+    frequency_penalty: _Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @property
@@ -293,11 +311,11 @@ class ChatRequest(_Drawn):
     tools: Annotated[list[OfferedTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: PlainFormat | SchemaFormat | None = None
-    store: Literal[False] | None = None
+    store: _No | None = None
     service_tier: Literal["auto", "default"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    parallel_tool_calls: _Yes | None = None
+    logprobs: _No | None = None
+    top_logprobs: _Zero | None = None
 
     def turns(self) -> list[Message]:
         """The conversation as values.
@@ -337,8 +355,8 @@ class CompletionRequest(_Drawn):
     """``POST /v1/completions``."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=1 << 20)]
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    best_of: _One | None = None
+    echo: _No | None = None
     logprobs: None = None
 
     def turns(self) -> list[Message]:

@@ -69,11 +69,7 @@ def _settings(config: Path | None, host: str | None, port: int | None) -> Settin
     from hallucination_guard.server.config import Settings
 
     if config is None:
-        given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-        try:
-            return Settings.model_validate(given)
-        except ValueError as error:
-            raise ConfigurationError(f"the host {host!r} or port {port!r} cannot be", hint=str(error)) from None
+        return Settings.of({name: value for name, value in (("host", host), ("port", port)) if value is not None})
     return Settings.read(config, host=host, port=port)
 
 
@@ -159,6 +155,25 @@ def _run(settings: Settings, served: dict[str, Served]) -> int:
 
     app = create_app(settings, served, None if settings.keys is None else Keys.read(settings.keys))
     server = running(app, settings, app.close)
+    _log_to_stderr()
     say(f"serving {', '.join(served)} at http://{settings.host}:{settings.port}/v1")
     asyncio.run(server.serve())
     return 0 if server.started else 1
+
+
+def _log_to_stderr() -> None:
+    """A line of JSON for what the server notices. An application that embeds it has its own way."""
+    import json
+    import logging
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            said = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+            return json.dumps(said | getattr(record, "hallucination_guard", {}), ensure_ascii=False)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    for name in ("hallucination_guard", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)

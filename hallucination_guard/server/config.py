@@ -14,7 +14,7 @@ from hallucination_guard.errors import ConfigurationError, GuardError, InputErro
 from hallucination_guard.guard import ABSTENTION
 from hallucination_guard.server.keys import Keys
 
-__all__ = ["Alias", "Limits", "Logging", "Settings", "Upstream", "is_loopback"]
+__all__ = ["Alias", "Limits", "Logging", "Problems", "Settings", "Upstream", "is_loopback"]
 
 _Path = Annotated[Path, BeforeValidator(lambda given: Path(given) if isinstance(given, str) else given)]
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -191,13 +191,20 @@ class Settings(_Part):
         if not isinstance(found, dict):
             raise ConfigurationError(f"{str(path)!r} holds no mapping", hint="see docs/server.md for one to begin with")
         given = {**found, **{name: value for name, value in instead.items() if value is not None}}
+        return cls.of(given)._beside(path.parent)
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """Settings from plain data.
+
+        Raises:
+            ConfigurationError: with a line for each thing in it that cannot be.
+        """
         try:
-            settings = cls.model_validate(given)
+            return cls.model_validate(given)
         except ValidationError as error:
-            raise Problems(
-                [f"{_place(each['loc'])}{_words(each['msg'])}" for each in error.errors(include_url=False)]
-            ) from None
-        return settings._beside(path.parent)
+            found = [f"{_place(each['loc'])}{_words(each['msg'])}" for each in error.errors(include_url=False)]
+        raise Problems(found)
 
     def _beside(self, folder: Path) -> Self:
         def moved(path: Path | None) -> Path | None:

@@ -319,4 +319,5 @@ def test_the_command_serves_the_demo_model(tmp_path: Path) -> None:
         process.terminate()
         process.wait(20)
         process.stderr.close()
+    assert any("server.decided d accept" in line for line in lines)
     assert not any("What is 1 + 1?" in line for line in lines)

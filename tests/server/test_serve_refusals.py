@@ -262,6 +262,29 @@ def test_a_given_text_is_judged_and_nothing_is_drawn(http: httpx.Client, server:
     assert len(server.model.calls) == drawn
 
 
+def test_a_policy_that_would_draw_again_does_not_for_a_given_text(serve: Any) -> None:
+    from hallucination_guard.server.config import Alias
+    from hallucination_guard.server.house import Served
+    from hallucination_guard_policies import AbstainBelow, RetryBelow
+
+    policy = RetryBelow(score="s", limit=0.01, times=2) | AbstainBelow(score="s", limit=0.01)
+    model = ScriptedModel("x")
+    guard = Guard(model, policy=policy, scorer=_scorer(), audit=MemorySink())
+    with serve(served={"m": Served(alias=Alias(alias="m"), guard=guard)}) as running, to(running) as http:
+        reply = http.post("/v1/score", json={"model": "m", "prompt": "Where?", "response": "In France."}).json()
+    assert reply["hallucination_guard"]["decision"] == "abstain" and reply["hallucination_guard"]["attempts"] == 1
+    assert model.calls == []
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_a_prompt_is_in_the_server_s_lines_only_where_that_is_set(serve: Any, caplog: Any, prompts: bool) -> None:
+    caplog.set_level("INFO", logger="hallucination_guard.server")
+    with serve(settings={"log": {"prompts": prompts}}) as running, to(running) as http:
+        chat(http, messages=[{"role": "user", "content": f"Where is {SECRET}?"}])
+    said = "".join(str(record.__dict__) for record in caplog.records if record.name == "hallucination_guard.server")
+    assert "server.decided m accept" in said and (SECRET in said) == prompts
+
+
 @pytest.mark.parametrize(
     "more",
     [

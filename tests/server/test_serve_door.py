@@ -133,6 +133,14 @@ def test_a_body_that_comes_slowly_is_given_up(keyed: Any) -> None:
     assert b" 408 " in reply and b"slow_body" in reply and seconds < 3
 
 
+@pytest.mark.parametrize("length", ["104857600", "-1", "many"])
+def test_a_body_that_says_it_is_too_large_is_not_waited_for(keyed: Any, length: str) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {keyed[1]['ask']}\r\n"
+    typed = f"{head}content-type: application/json\r\ncontent-length: {length}\r\n\r\n".encode()
+    reply, seconds = told(keyed[0], typed)
+    assert (b" 413 " if length.isdigit() else b" 400 ") in reply and seconds < 0.4
+
+
 def test_a_body_without_a_length_is_counted(keyed: Any) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(70):

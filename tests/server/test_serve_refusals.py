@@ -349,6 +349,27 @@ def test_a_server_that_draws_and_is_not_there_is_not_ready(serve: Any) -> None:
         assert refused(chat(http), 503, "not_ready") and chat(http).headers["retry-after"] == "5"
 
 
+def test_a_sidecar_answers_through_the_server(serve: Any, sidecar_of: Any, double: Any) -> None:
+    from hallucination_guard.server.config import Alias
+    from hallucination_guard.server.house import Served
+
+    sidecar = sidecar_of(double, doubts="Atlantis")
+    served = Served(alias=Alias(alias="m"), guard=sidecar.guard, sidecar=sidecar)
+    with serve(served={"m": served}) as running, to(running) as http:
+        while http.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        reply = chat(http).json()
+        assert reply["choices"][0]["message"]["content"] == "Lyon is a city. It lies in France."
+        assert reply["hallucination_guard"]["status"] == "scored"
+        assert 'data: {"error"' not in chat(http, stream=True).text
+        assert 'parity{alias="m",what="compared"} 2.0' in http.get("/metrics").text
+        double.off = 3.0  # another model draws now
+        statuses = [chat(http).json()["hallucination_guard"]["decision"] for _ in range(5)]
+        assert statuses == ["accept"] * 4 + ["abstain"]  # the watch over parity suspends, the policy decides
+        assert http.get("/readyz").json()["why"] == {"m": "suspended"}
+        assert double.open == 0
+
+
 def _scorer() -> Any:
     from hallucination_guard.testing import ScriptedScorer
 

@@ -12,7 +12,7 @@ PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test frameworks integration check lint shape evidence peers faults fuzz soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks integration check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -91,6 +91,17 @@ FUZZ ?= 200000
 STATEFUL ?= 5000
 fuzz: $(VENV)/.test
 	FUZZ=$(FUZZ) STATEFUL=$(STATEFUL) $(BIN)/python -m pytest -q tests/faults
+
+# More cases made of the server's schema than in the suite.
+CASES ?= 10000
+api-fuzz: $(VENV)/.test
+	CASES=$(CASES) $(BIN)/python -m pytest -q tests/server/test_serve_schema.py
+
+# Known weaknesses of what is installed. It asks a service on the internet; what that cannot look up fails.
+audit-deps: $(VENV)/.test
+	$(PYTHON) -m venv $(LAYERS)/audit
+	$(LAYERS)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(LAYERS)/audit/bin/pip-audit --strict --path "$$($(BIN)/python $(PURELIB))"
 
 MINUTES ?= 5
 soak: $(VENV)/.test

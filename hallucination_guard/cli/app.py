@@ -26,6 +26,7 @@ from hallucination_guard.cli import (
     evaluate,
     locate,
     score,
+    serve,
 )
 from hallucination_guard.cli.console import say
 from hallucination_guard.cli.options import ReaderGone, Stopped
@@ -52,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 audit = typer.Typer(help="Read, sample, label, watch, replay and verify the log.")
-for command in (demo, ask, score, doctor, locate, evaluate, calibrate):
+for command in (demo, ask, score, serve, doctor, locate, evaluate, calibrate):
     command.register(app)
 for command in (audit_tail, audit_show, audit_verify, audit_sample, audit_label, audit_watch, audit_replay):
     command.register(audit)

@@ -133,6 +133,38 @@ class Guard:
         self._check_calibration()
         check_sentences(policy, scorer, sentences, model)
 
+    def with_policy(self, policy: Policy, *, max_attempts: int | None = None) -> Guard:
+        """The same guard under another policy. What it notices (drift, the watch over labels) holds for both.
+
+        Calls of both count to ``max_calls`` and are scored together.
+
+        Args:
+            policy: decides there.
+            max_attempts: as for the guard; its own by default.
+
+        Raises:
+            ConfigurationError: as for the guard itself.
+            CalibrationError: if no certificate keeps the risk that the policy speaks of.
+        """
+        other = Guard(
+            self.model,
+            policy=policy,
+            scorer=self.scorer,
+            calibration=self.calibration,
+            sentences=self.sentences,
+            audit=self.audit,
+            drift=self.drift,
+            watch=self.watch,
+            generation=self.generation,
+            max_attempts=self.max_attempts if max_attempts is None else max_attempts,
+            batch_size=self.batch_size,
+            debug=self.debug,
+        )
+        if self._novelty_drift is not None:
+            other._novelty_drift = self._novelty_drift
+        other._places, other._together = self._places, self._together  # one model, one scorer
+        return other
+
     def __call__(
         self,
         messages: Messages,

@@ -53,14 +53,14 @@ class _Threshold(_Part):
             raise _choice(given, "threshold", "below: {confidence: … or max_risk: …} or above: {score: …, limit: …}")
         return self
 
-    def settings(self, confidence: float | None) -> dict[str, Any]:
-        """The arguments of the policy object; ``confidence`` replaces the document's own where it has one."""
+    def settings(self, confidence: float | None, max_risk: float | None) -> dict[str, Any]:
+        """The arguments of the policy object; both numbers replace the document's own where it has them."""
         own = self.model_dump(exclude={"below", "above"}, exclude_none=True)
         if self.above is not None:
             return {**own, "score": self.above.score, "limit": self.above.limit}
         assert self.below is not None  # _one_kind saw to it
         if self.below.max_risk is not None:
-            return {**own, "max_risk": self.below.max_risk}
+            return {**own, "max_risk": self.below.max_risk if max_risk is None else max_risk}
         return {**own, "confidence": self.below.confidence if confidence is None else confidence}
 
 

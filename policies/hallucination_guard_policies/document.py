@@ -70,6 +70,7 @@ def load_policy(
     source: str | PathLike[str] | Mapping[str, Any],
     *,
     confidence: float | None = None,
+    max_risk: float | None = None,
     retriever: Retriever | None = None,
     to: Answerer | None = None,
 ) -> Document:
@@ -78,6 +79,7 @@ def load_policy(
     Args:
         source: the name of a ready pack (:func:`pack_names`), the path to a YAML file, or a mapping.
         confidence: replaces the confidence in every threshold of the document; raw limits stay as they are.
+        max_risk: replaces the certified risk in every threshold of the document that has one.
         retriever: what ``retrieve`` rules look things up with; a document that has none does not use it.
         to: what escalations go to; None hands over to the caller.
 
@@ -98,11 +100,16 @@ def load_policy(
     document = _schema.checked(text)
     if confidence is not None:
         number("confidence", confidence, above=0, most=1)
-    policy = _Builder(text, confidence, retriever, to).build(document)
+    policy = _Builder(text, confidence, max_risk, retriever, to).build(document)
     if confidence is not None and not policy.needs_confidence:
         raise PolicyError(
             f"confidence={confidence!r} replaces nothing: no threshold of {text.name} has a confidence",
             hint="leave it out, or write below: {confidence: …} in the document",
+        )
+    if max_risk is not None and policy.needs_risk is None:
+        raise PolicyError(
+            f"max_risk={max_risk!r} replaces nothing: no threshold of {text.name} has a max_risk",
+            hint="leave it out, or write below: {max_risk: …} in the document",
         )
     return policy
 
@@ -125,6 +132,7 @@ class _Builder:
 
     source: Source
     confidence: float | None
+    max_risk: float | None
     retriever: Retriever | None
     to: Answerer | None
 
@@ -143,18 +151,18 @@ class _Builder:
             first, second = (self._rule(part, (*path, "both", place)) for place, part in enumerate(rule.both))
             return self._at((*path, "both"), BothObject, first, second)
         if rule.abstain is not None:
-            return self._at((*path, "abstain"), AbstainBelow, **rule.abstain.settings(self.confidence))
+            return self._at((*path, "abstain"), AbstainBelow, **rule.abstain.settings(self.confidence, self.max_risk))
         if rule.retry is not None:
-            return self._at((*path, "retry"), RetryBelow, **rule.retry.settings(self.confidence))
+            return self._at((*path, "retry"), RetryBelow, **rule.retry.settings(self.confidence, self.max_risk))
         if rule.retrieve is not None:
             if self.retriever is None:
                 raise self.source.refusal(
                     (*path, "retrieve"), "there is no retriever", "give one: load_policy(…, retriever=…)"
                 )
-            settings = rule.retrieve.settings(self.confidence)
+            settings = rule.retrieve.settings(self.confidence, self.max_risk)
             return self._at((*path, "retrieve"), RetrieveBelow, retriever=self.retriever, **settings)
         if rule.escalate is not None:
-            settings = rule.escalate.settings(self.confidence)
+            settings = rule.escalate.settings(self.confidence, self.max_risk)
             return self._at((*path, "escalate"), EscalateBelow, to=self.to, **settings)
         if rule.mark is not None:
             return self._at((*path, "mark"), MarkSentences, **rule.mark.settings())

@@ -10,7 +10,7 @@ import pytest
 from hallucination_guard import Calibration, Guard
 from hallucination_guard.audit import AuditLog, RiskWatch, draw_sample, label, labels_path, read_sample, records
 from hallucination_guard.calibration import Certificate, DriftMonitor, RiskTest
-from hallucination_guard.errors import ConfigurationError
+from hallucination_guard.errors import CalibrationError, ConfigurationError
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard.values import Conditions, Watch
 from hallucination_guard_policies import AbstainBelow
@@ -170,3 +170,14 @@ class TestRefused:
 def calibration_without() -> Calibration:
     plain = calibration().model_dump()
     return Calibration(**{**plain, "certificates": ()})
+
+
+def test_a_guard_under_another_policy_shares_what_was_noticed() -> None:
+    made = guard(None)
+    other = made.with_policy(AbstainBelow(max_risk=0.3))
+    assert made.drift is not None and other.drift is made.drift
+
+
+def test_a_guard_under_a_policy_that_no_certificate_keeps_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="smallest risk certified"):
+        guard(None).with_policy(AbstainBelow(max_risk=0.1))

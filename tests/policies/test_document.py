@@ -470,3 +470,13 @@ def test_packs_inside_the_package_are_found_first(tmp_path, monkeypatch):
     (packs / "house.yaml").write_text(HEAD + ABSTAIN, encoding="utf-8")
     monkeypatch.setattr(documents.importlib.resources, "files", lambda package: tmp_path)
     assert pack_names() == ("house",)
+
+
+def test_a_risk_given_replaces_every_risk_of_the_document():
+    written = rules({"retry": {"below": {"max_risk": 0.2}}}, {"abstain": {"below": {"max_risk": 0.2}}})
+    assert [rule.max_risk for rule in inner(load_policy(written, max_risk=0.05)).policies] == [0.05, 0.05]
+
+
+def test_a_risk_given_to_a_document_without_one_is_refused():
+    with pytest.raises(PolicyError, match=r"max_risk=0\.1 replaces nothing: .*abstain\.yaml .*leave it out"):
+        load_policy("abstain", max_risk=0.1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -18,8 +21,8 @@ from hallucination_guard.server.upstream import Sidecar
 from hallucination_guard.server.upstream.client import Client
 from hallucination_guard.server.upstream.vllm import VLLM
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Conditions, Generation, Score
-from hallucination_guard_policies import AbstainBelow
+from hallucination_guard.values import Conditions, Generation, Score, as_messages
+from hallucination_guard_policies import AbstainBelow, load_policy
 
 END = 2
 
@@ -177,3 +180,98 @@ def certified() -> Callable[[str | None], dict[str, Any]]:
         return {"model": model, "scorer": own, "calibration": read, "policy": AbstainBelow(max_risk=0.3)}
 
     return made
+
+
+# ------------------------------------------------------------------------------------------- the server itself
+
+WEATHER = '<tool_call>{"name": "weather", "arguments": {"city": "Lyon"}}</tool_call>'
+
+
+class Talker(Reader):
+    """Says what fits the last turn; ``slow`` seconds a token, and counts them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__("unused", **settings)
+        self.slow = 0.0
+        self.drawn = 0
+        self.streaming = True
+
+    def _next(self, messages: Any, settings: dict[str, Any]) -> str:
+        [*_, last] = turns = as_messages(messages)
+        self.calls.append((turns, dict(settings)))
+        if last.role == "tool":
+            return f"It is {last.content}."
+        if "weather" in last.content and settings.get("tools"):
+            return WEATHER
+        if "half" in last.content:
+            return "Half is known. Atlantis is not."
+        if "Atlantis" in last.content:
+            return "Atlantis lies in the sea."
+        if "long" in last.content:
+            return "word " * 60
+        return "Lyon is a city. It lies in France."
+
+    def stream(self, messages: Any, **settings: Any) -> Any:
+        live = super().stream(messages, **settings)
+        draw = live.draw
+
+        def drawing() -> None:
+            self.drawn += 1
+            if self.slow:
+                time.sleep(self.slow)
+            draw()
+
+        live.draw = drawing
+        return live
+
+
+@dataclass(slots=True)
+class Serving:
+    """A running server."""
+
+    url: str
+    sink: Any
+    model: Talker
+    app: Any
+    port: int
+
+
+@contextmanager
+def serving(
+    *, settings: dict[str, Any] | None = None, keys: Any = None, served: Any = None, sink: Any = None
+) -> Iterator[Serving]:
+    """A real server on a free port of the loopback, in a thread."""
+    from hallucination_guard.server.app import create_app
+    from hallucination_guard.server.config import Alias, Settings
+    from hallucination_guard.server.house import Served
+    from hallucination_guard.server.running import running
+
+    model, sink = Talker(), MemorySink() if sink is None else sink
+    policy = {"id": "t", "version": 1, "rules": [{"abstain": {"above": {"score": "hybridgrad", "limit": 0.5}}}]}
+    guard = Guard(model, policy=load_policy(policy), scorer=scorer("Atlantis"), audit=sink)
+    made = Settings.model_validate({"port": 0, **(settings or {})})
+    app = create_app(made, served or {"m": Served(alias=Alias(alias="m"), guard=guard)}, keys)
+    server = running(app, made, app.close)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Serving(f"http://127.0.0.1:{port}", sink, model, app, port)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serve() -> Any:
+    return serving

@@ -1,6 +1,7 @@
 """hallucination-guard for LangChain: a guarded chat model, a guarded step, an observing callback, agents and graphs.
 
-Agent middleware and the nodes of a graph need ``langchain`` (extra ``agents``); they are imported when they are used.
+Agent middleware and the nodes of a graph need ``langchain`` (extra ``agents``), the client of a served guard needs
+``langchain-openai`` (extra ``openai``); they are imported when they are used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hallucination_guard_langchain.graph import GuardNodes, GuardState, add_guard, way_on
     from hallucination_guard_langchain.held import HeldAnswers
     from hallucination_guard_langchain.middleware import HallucinationGuardMiddleware, unsure_call
+    from hallucination_guard_langchain.served import VerdictChatOpenAI
 
 __all__ = [
     "AuditCallback",
@@ -28,6 +30,7 @@ __all__ = [
     "HallucinationGuardMiddleware",
     "HeldAnswers",
     "LowConfidenceError",
+    "VerdictChatOpenAI",
     "add_guard",
     "unsure_call",
     "way_on",
@@ -38,6 +41,7 @@ _LATER = {
     "GuardState": "graph",
     "HallucinationGuardMiddleware": "middleware",
     "HeldAnswers": "held",
+    "VerdictChatOpenAI": "served",
     "add_guard": "graph",
     "unsure_call": "middleware",
     "way_on": "graph",
@@ -50,8 +54,9 @@ def __getattr__(name: str) -> object:
     try:
         module = import_module(f"{__name__}.{_LATER[name]}")
     except ModuleNotFoundError as error:
+        extra = "openai" if name == "VerdictChatOpenAI" else "agents"
         raise MissingExtra(
-            f"{name} needs {error.name}", hint="pip install 'hallucination-guard-semgrad[agents]'"
+            f"{name} needs {error.name}", hint=f"pip install 'hallucination-guard-semgrad[{extra}]'"
         ) from None
     found: object = getattr(module, name)
     return found

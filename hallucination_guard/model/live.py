@@ -36,6 +36,7 @@ from hallucination_guard.values import FinishReason, Generation, GenerationSetti
 __all__ = ["LiveAnswer", "Streams"]
 
 _GATHER = 0.01  # seconds without a further request before a batch begins: a fifth of a token on a CPU
+_READY = 0.05  # seconds that a reader whose answer has ended may take before a batch begins without its successor
 _MOST = 32  # rows of a batch
 _Found = TypeVar("_Found")
 _LOOK = 0.25  # seconds after which one who waits looks whether its own reader is gone
@@ -402,6 +403,10 @@ class Streams:
     def _next(self) -> _Batch | None:
         """The batch to be decoded next."""
         with self._lock:
+            # Whose answer has ended computes first: who asks after that belongs into the next batch.
+            self._lock.wait_for(lambda: self._jobs or all(each.ended is None for each in self._read), _READY)
+            if self._jobs:
+                return None
             seen = -1
             while seen != len(self._waiting) < _MOST:  # until nobody came for a while
                 seen = len(self._waiting)

@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 # The commit that `make shape` stands beside the tree.
 AGAINST ?= c3aba04
 # Frameworks with a test file of their own: each is installed in a layer over $(VENV), see below.
-FRAMEWORKS := haystack llamaindex pydantic_ai smolagents
+FRAMEWORKS := haystack litellm llamaindex pydantic_ai smolagents
 LAYERS ?= .venvs
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
+# Else importing LiteLLM asks the internet for prices.
+export LITELLM_LOCAL_MODEL_COST_MAP := True
 
 .PHONY: demo test frameworks integration check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
 

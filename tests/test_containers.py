@@ -1,4 +1,4 @@
-"""The container files of examples/containers: what can be read of them without building. `make containers` lints them."""
+"""The container files of examples/containers: what can be read of them unbuilt. `make containers` lints them."""
 
 from __future__ import annotations
 

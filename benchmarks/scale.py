@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--model FOLDER]
 
-Measured: a pass over prompt and answer by length (what a sidecar reads), the gradient after it, a record's bytes, and the
-records a second that one log takes. Computed: the same for another model and device, by floating point operations, at
-the share of the device's peak that is assumed. Nothing of the second table was run.
+Measured: a pass over prompt and answer by length (what a sidecar reads), the gradient after it, a record's bytes, and
+the records a second that one log takes. Computed: the same for another model and device, by floating point operations,
+at the share of the device's peak that is assumed. Nothing of the second table was run.
 """
 
 from __future__ import annotations

@@ -63,7 +63,12 @@ def serve(
             say(f"error: {line}")
         return 2
     with ExitStack() as stack:
-        return _run(settings, _served(settings, stack))
+        served = _served(settings, stack)
+        try:
+            return _run(settings, served)
+        finally:  # whose client has left still has a record to write, before the logs are closed
+            for each in served.values():
+                each.guard.settle(settings.limits.shutdown_seconds)
 
 
 def _settings(config: Path | None, host: str | None, port: int | None) -> Settings:

@@ -261,10 +261,21 @@ class Guard:
             BusyError: if ``max_calls`` are under way.
         """
         left = threading.Event()
-        with self._places.one():
-            return await result_of(
-                lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left
-            )
+        self._places.take()  # until the thread has ended, which a cancelled task does not wait for
+        return await result_of(
+            lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left, self._places.back
+        )
+
+    def settle(self, seconds: float | None = None) -> bool:
+        """Wait until no call of :meth:`acall` is under way, also none that was cancelled: each has its record then.
+
+        Args:
+            seconds: at most; None for as long as it takes.
+
+        Returns:
+            Whether none is.
+        """
+        return self._places.empty(seconds)
 
     async def abatch(
         self,
@@ -518,7 +529,7 @@ class Guard:
         streamed = self.calibration is not None and self.calibration.gate == "stream"
         loop = None if streamed else self._loop()
         if loop is not None and gone is not None and isinstance(self.model, StreamingModel):
-            loop = replace(loop, joined=Joined(self.model, gone, self._together))
+            loop = replace(loop, joined=Joined(self.model, loop.scorer, gone, self._together))
         if streamed and answers:
             raise ConfigurationError(
                 "the calibration is of streams, and an answer that something else wrote is judged as a whole",

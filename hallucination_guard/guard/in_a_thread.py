@@ -23,11 +23,11 @@ class ReaderGone(GuardError):
     """Nobody waits for the answer any more."""
 
 
-async def result_of(work: Callable[[], _Item], left: threading.Event) -> _Item:
+async def result_of(work: Callable[[], _Item], left: threading.Event, ended: Callable[[], None]) -> _Item:
     """What ``work`` gives, in a thread of its own. When the task is cancelled, ``left`` is set, and the thread ends.
 
     A pool would have an end, and those beyond it would wait without being decoded together. The interpreter waits for
-    the thread, which has a record to write.
+    the thread, which has a record to write; ``ended`` is called when it has, or when it could not begin.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[_Item] = loop.create_future()
@@ -41,16 +41,24 @@ async def result_of(work: Callable[[], _Item], left: threading.Event) -> _Item:
             found.set_exception(failed)
 
     def run() -> None:
-        result, failed = None, None
+        result: _Item | None = None
+        failed: BaseException | None = None
         try:
             result = work()
+        except StopIteration as error:  # no future can hold it
+            failed = RuntimeError(f"a step raised {type(error).__name__}")
         except BaseException as error:  # the task raises it
             failed = error
+        ended()
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(tell, result, failed)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name="hallucination-guard-call").start()
+    try:
+        threading.Thread(target=context.run, args=(run,), name="hallucination-guard-call").start()
+    except BaseException:
+        ended()
+        raise
     try:
         return await found
     finally:

@@ -8,14 +8,13 @@ A call that nobody waits for any more takes no further token.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hallucination_guard.errors import BusyError
 from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.values import Drawing, Generation, Live, Score, StreamingModel, Verdict
+from hallucination_guard.values import Drawing, Generation, Live, Score, Scorer, StreamingModel, Verdict
 
 __all__ = ["Joined", "Places", "Together"]
 
@@ -30,11 +29,10 @@ class Places:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._taken, self._lock = most, 0, threading.Lock()
+        self._most, self._taken, self._lock = most, 0, threading.Condition()
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Inside, a place is taken.
+    def take(self) -> None:
+        """Take one, to be given :meth:`back`.
 
         Raises:
             BusyError: if there is none.
@@ -43,11 +41,17 @@ class Places:
             if self._taken >= self._most:
                 raise BusyError(f"{self._taken} calls are under way", hint="ask again later, or give max_calls=…")
             self._taken += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken -= 1
+
+    def back(self) -> None:
+        """Give one back."""
+        with self._lock:
+            self._taken -= 1
+            self._lock.notify_all()
+
+    def empty(self, seconds: float | None) -> bool:
+        """Wait until all are back; whether they are."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._taken, seconds)
 
 
 class Together:
@@ -61,24 +65,25 @@ class Together:
         self._most, self._lock = most, threading.Lock()
         self._waiting: list[_Waiting] = []
 
-    def __call__(self, generation: Generation, live: Live, score: Scoring) -> Score:
+    def __call__(self, generation: Generation, live: Live, score: Scoring, of: tuple[object, ...]) -> Score:
         """The score of one answer.
 
         Args:
             generation: the answer.
             live: of it: says whose turn it is to compute.
-            score: scores a batch. It is the same for all who wait here: one model, one scorer.
+            score: scores a batch.
+            of: what it scores with: only those are scored together that wait for the very same model and scorer.
         """
-        own = _Waiting(generation=generation)
+        own = _Waiting(generation=generation, of=of)
         with self._lock:
             self._waiting.append(own)
 
         def together() -> Score:
             if own.score is None:
                 with self._lock:
-                    others = [each for each in self._waiting if each is not own]
-                    batch = [own, *others[: self._most - 1]]
-                    self._waiting = others[self._most - 1 :]
+                    alike = [each for each in self._waiting if each is not own and each.alike(own)]
+                    batch = [own, *alike[: self._most - 1]]
+                    self._waiting = [each for each in self._waiting if all(each is not taken for taken in batch)]
                 for each, found in zip(batch, score([each.generation for each in batch]), strict=True):
                     each.score = found
             assert own.score is not None
@@ -94,7 +99,12 @@ class Together:
 @dataclass(slots=True, eq=False)
 class _Waiting:
     generation: Generation
+    of: tuple[object, ...]
     score: Score | None = None
+
+    def alike(self, other: _Waiting) -> bool:
+        """Whether both are scored by the same, and not by what is merely equal."""
+        return all(one is another for one, another in zip(self.of, other.of, strict=True))
 
 
 class Joined:
@@ -102,12 +112,13 @@ class Joined:
 
     Args:
         model: whose streams are decoded together.
+        scorer: that the call is scored by.
         gone: whether nobody waits for the call any more.
         together: of all calls under the same scorer.
     """
 
-    def __init__(self, model: StreamingModel, gone: Callable[[], bool], together: Together) -> None:
-        self._model, self._gone, self._together = model, gone, together
+    def __init__(self, model: StreamingModel, scorer: Scorer, gone: Callable[[], bool], together: Together) -> None:
+        self._model, self._scorer, self._gone, self._together = model, scorer, gone, together
         self._live: Live | None = None
 
     def draw(self, progress: Progress, drawing: Drawing, *, unfinished: Verdict) -> Generation:
@@ -142,7 +153,8 @@ class Joined:
         """The scores of what was drawn last."""
         assert self._live is not None
         try:
-            return [self._together(each, self._live, score) for each in generations]
+            of = (self._model, self._scorer)
+            return [self._together(each, self._live, score, of) for each in generations]
         finally:
             self._leave()
 

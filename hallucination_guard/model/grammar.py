@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from hallucination_guard.errors import InputError, MissingExtra
+from hallucination_guard.errors import InputError, MissingExtra, ModelError
 from hallucination_guard.model.calling import call_grammar, json_grammar
 from hallucination_guard.model.tokenizer import Tokenizer
 from hallucination_guard.values import GenerationSettings
@@ -81,7 +81,7 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
         for row, matcher in enumerate(self._matchers):
             last = int(input_ids[row, -1])
             if self._begun and not matcher.is_stopped() and not matcher.consume_token(last):
-                raise InputError(f"the grammar was left at token {last}: {matcher.get_error()[:200]}")
+                raise ModelError(f"the grammar was left at token {last}", hint="its words may quote what was drawn")
             if matcher.is_stopped():
                 allowed[row, self._ends] = True
             else:

@@ -250,8 +250,13 @@ class Streams:
             self._waiting.append(live)
             self._read.add(live)
             self._lock.notify_all()
-            if self._apart:
-                self._begin_to_draw()
+            try:
+                if self._apart:
+                    self._begin_to_draw()
+            except BaseException:
+                self._waiting.remove(live)
+                self._read.discard(live)
+                raise
         return live
 
     def wait(self, live: LiveAnswer, ready: Callable[[], bool]) -> None:
@@ -271,7 +276,8 @@ class Streams:
                         pass
                 finally:
                     self._lock.acquire()
-                    self._drawn_by = None
+                    if self._draws:
+                        self._drawn_by = None
                     self._lock.notify_all()  # who else waits goes on drawing
             live.ready = None
 
@@ -279,7 +285,7 @@ class Streams:
         """What ``work`` gives: one computes at a time, and nothing is drawn where both would want the same cores."""
         with self._lock:
             job: _Job[_Found] | None = None
-            if self._apart and not self._spare and self._drawn_by is not threading.current_thread():
+            if self._apart and not self._spare and not self._draws:
                 job = _Job(work)
                 self._jobs.append(job)
                 self._lock.notify_all()
@@ -316,6 +322,11 @@ class Streams:
             self._lock.notify_all()
 
     @property
+    def _draws(self) -> bool:
+        """Whether this thread is the one that draws. It may have given that up, and another have taken it."""
+        return self._drawn_by is threading.current_thread()
+
+    @property
     def _apart(self) -> bool:
         """Whether a thread draws that is no reader's."""
         return self._spare or len(self._read) > 1
@@ -324,8 +335,9 @@ class Streams:
         """Have a thread that draws; called with the lock."""
         if self._drawn_by is not None or self._stopped:
             return
-        self._drawn_by = threading.Thread(target=self._draw_all, daemon=True, name="hallucination-guard-stream")
-        self._drawn_by.start()
+        thread = threading.Thread(target=self._draw_all, daemon=True, name="hallucination-guard-stream")
+        thread.start()  # where that fails, nobody draws
+        self._drawn_by = thread
         if not self._registered:
             atexit.register(self._stop, weakref.ref(self))
             self._registered = True
@@ -345,9 +357,10 @@ class Streams:
             failed = error
         finally:
             with self._lock:
-                if self._batch is not None:
-                    self._batch.fail(failed)
-                self._batch, self._drawn_by = None, None
+                if self._draws:
+                    if self._batch is not None:
+                        self._batch.fail(failed)
+                    self._batch, self._drawn_by = None, None
                 self._lock.notify_all()
 
     @staticmethod
@@ -367,7 +380,7 @@ class Streams:
             return True
         batch = self._batch or self._next()
         if batch is None:
-            return bool(self._jobs)  # they came while it looked
+            return self._draws and bool(self._jobs)  # they came while it looked
         with self._lock:
             while self._computing and not self._spare:
                 self._lock.wait()
@@ -395,10 +408,15 @@ class Streams:
     def _do_jobs(self) -> None:
         """Compute what readers want computed."""
         with self._computes():
-            while self._jobs:
+            while True:
                 with self._lock:
-                    job = self._jobs.pop(0)
+                    if not self._jobs:
+                        return
+                    job = self._jobs[0]
                 job()
+                with self._lock:  # only now: an interruption must not lose it
+                    self._jobs = [each for each in self._jobs if each is not job]
+                    self._lock.notify_all()
 
     def _next(self) -> _Batch | None:
         """The batch to be decoded next."""
@@ -421,7 +439,12 @@ class Streams:
             first = self._waiting[0]
             rows = tuple(each for each in self._waiting if _alike(each, first))[:_MOST]
             self._waiting = [each for each in self._waiting if each not in rows]
-            run = Decoding(self.inside, [each.asked for each in rows], first.settings)
+            try:
+                run = Decoding(self.inside, [each.asked for each in rows], first.settings)
+            except BaseException as error:
+                for each in rows:
+                    each.error = _of_its_own(error)
+                raise
             for row, each in enumerate(rows):
                 each.begins(lambda answer, row=row, run=run: run.trace(row, answer))  # type: ignore[misc]
             self._batch = _Batch(rows=rows, steps=run.steps(first.room), drawn=[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -165,11 +166,8 @@ class Settings(_Part):
                 f"host {self.host!r} can be reached from elsewhere and there are no keys: give keys, or say "
                 "open_without_keys: true"
             )
-        logs: dict[str, tuple[str, str | None]] = {}
-        for each in self.models:
-            kept = (each.content, each.audit_key_env)
-            if logs.setdefault(os.path.realpath(each.audit), kept) != kept:
-                raise ValueError(f"two aliases share the log {str(each.audit)!r} with other settings of it")
+        if shared := _shared_log(self.models):
+            raise ValueError(shared)
         return self
 
     @classmethod
@@ -218,6 +216,8 @@ class Settings(_Part):
             )
             for each in self.models
         ]
+        if shared := _shared_log(models):
+            raise Problems([shared])
         return self.model_copy(update={"models": models, "keys": moved(self.keys)})
 
     def problems(self) -> list[str]:
@@ -240,6 +240,16 @@ class Problems(ConfigurationError):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("; ".join(lines))
         self.lines = lines
+
+
+def _shared_log(models: Sequence[Alias]) -> str:
+    """Which log two aliases would write in two ways; empty if none."""
+    logs: dict[str, tuple[str, str | None]] = {}
+    for each in models:
+        kept = (each.content, each.audit_key_env)
+        if logs.setdefault(os.path.realpath(each.audit), kept) != kept:
+            return f"two aliases share the log {str(each.audit)!r} with other settings of it"
+    return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,10 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hallucination_guard.errors import ConfigurationError, GuardError
 from hallucination_guard.guard import Guard
@@ -75,8 +78,12 @@ class Served:
     sidecar: Sidecar | None = None
     why: str = ""
     _stricter: dict[tuple[float | None, float | None], Guard] = field(default_factory=dict)
+    _document: str | dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        # As it was when the server began: a file that was changed since is not what requests are compared with.
+        named = self.alias.policy
+        self._document = yaml.safe_load(Path(named).read_bytes()) if named.endswith((".yaml", ".yml")) else named
         if (self.sidecar is not None or self.alias.upstream is not None) and not self.why:
             self.why = "the server that draws the answers was not asked yet"
 
@@ -173,7 +180,7 @@ class Served:
 
     def _policy(self, max_risk: float | None, confidence: float | None) -> Policy:
         return load_policy(
-            self.alias.policy,
+            self._document,
             max_risk=self.alias.max_risk if max_risk is None else max_risk,
             confidence=self.alias.confidence if confidence is None else confidence,
         )

@@ -35,7 +35,9 @@ _ROLES: Mapping[str, Role] = {
     "/v1/score": "score",
     "/metrics": "read",
 }
-"""What a key has to be allowed; any key will do for the other paths."""
+"""What a key has to be allowed."""
+
+_ANY_KEY = frozenset({"/v1/models"})
 
 _WITH_BODY = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/score"})
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -106,6 +108,9 @@ class Door:
             if scope["path"] in _OPEN:
                 await self.app(scope, receive, marked)
                 return
+            if scope["path"] not in _ANY_KEY and scope["path"] not in _ROLES:
+                # The router takes "/metrics\n" for "/metrics", of which no role would have been asked.
+                raise Refusal(404, "there is nothing here", code="not_found", close=True)
             if self.closing():
                 raise Refusal(503, "the server is shutting down", code="shutting_down", retry_after=5, close=True)
             key = self._check_key(headers, scope["path"])

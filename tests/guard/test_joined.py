@@ -169,3 +169,78 @@ async def test_a_prompt_that_cannot_be_used_gives_its_place_back() -> None:
         with pytest.raises(ValueError, match="empty"):
             await guard.acall("")
     assert (await guard.acall("Q?")).text == "a"
+
+
+async def test_a_call_is_never_scored_by_the_scorer_of_another(tiny: WhiteBoxModel, watched: Watched) -> None:
+    own = Guard(tiny, policy=Accept(), scorer=ScriptedScorer(0.1), generation=SETTINGS)
+    other = own.with_policy(Accept())
+    other.scorer = ScriptedScorer(99.0)  # it was swapped afterwards
+    found = await asyncio.gather(*(guard.acall(each) for each in QUESTIONS[:4] for guard in (own, other)))
+    assert max(watched.rows) > 1
+    assert [dict(each.verdict.score.scores)["hybridgrad"] for each in found] == [0.1, 99.0] * 4
+
+
+async def test_settling_waits_for_the_record_of_a_call_that_was_cancelled() -> None:
+    sink, begun, go_on = MemorySink(), threading.Event(), threading.Event()
+
+    def wait(generation: Any) -> float:
+        begun.set()
+        go_on.wait(10)
+        return 1.0
+
+    guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(wait), audit=sink, max_calls=1)
+    task = asyncio.create_task(guard.acall("Q?"))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not guard.settle(0.01)
+    with pytest.raises(BusyError):  # its thread has its place until it has ended
+        await guard.acall("Q?")
+    go_on.set()
+    assert await asyncio.to_thread(guard.settle, 10)
+    assert len(sink.records) == 1
+
+
+async def test_a_thread_that_cannot_start_leaves_nothing_behind(tiny: WhiteBoxModel) -> None:
+    guard, start = Guard(tiny, policy=Accept(), generation=SETTINGS, max_calls=8), threading.Thread.start
+
+    for names in ("hallucination-guard-call", "hallucination-guard-stream"):
+
+        def none(self: threading.Thread, names: str = names) -> None:
+            if self.name == names:
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            found = await asyncio.gather(*map(guard.acall, QUESTIONS), return_exceptions=True)
+        assert any(isinstance(each, RuntimeError) for each in found)
+        assert await asyncio.to_thread(guard.settle, 10)
+        assert all(each.accepted for each in await asyncio.gather(*map(guard.acall, QUESTIONS)))
+
+
+async def test_a_batch_that_cannot_begin_is_an_error_of_each_of_its_calls(
+    tiny: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard(tiny, policy=Accept(), generation=SETTINGS)
+
+    def none(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "Decoding", none)
+        found = await asyncio.wait_for(asyncio.gather(*map(guard.acall, QUESTIONS), return_exceptions=True), 20)
+    assert all(isinstance(each, Exception) for each in found)
+    assert (await guard.acall("Q?")).accepted
+
+
+async def test_a_step_that_raises_what_no_future_holds_ends_the_call() -> None:
+    class Ending(Accept):
+        def __call__(self, verdict: Any, situation: Any) -> Any:
+            raise StopIteration
+
+    guard = Guard(ScriptedModel("a"), policy=Ending(), scorer=ScriptedScorer(1.0), max_calls=1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(guard.acall("Q?"), 5)

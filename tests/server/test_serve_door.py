@@ -75,6 +75,19 @@ def test_a_key_opens_what_its_role_says(keyed: Any) -> None:
         assert httpx.get(running.url + path, trust_env=False).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions%0A", "/metrics%0A", "/v1/models%0A", "/v1/nothing", "/"])
+def test_a_path_that_is_none_of_the_servers_is_not_there_whatever_the_key(keyed: Any, path: str) -> None:
+    running, keys = keyed
+    drawn = len(running.model.calls)
+    headers = {"authorization": f"Bearer {keys['score']}"}
+    for reply in (
+        httpx.post(running.url + path, headers=headers, json=ASK, trust_env=False),
+        httpx.get(running.url + path, headers=headers, trust_env=False),
+    ):
+        assert code(reply) == (404, "not_found")
+    assert len(running.model.calls) == drawn
+
+
 def test_the_record_names_the_key_and_not_what_opens(keyed: Any) -> None:
     post(keyed, "ask")
     assert keyed[0].sink.records[-1].principal == "ask"

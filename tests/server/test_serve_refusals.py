@@ -21,6 +21,7 @@ from hallucination_guard.errors import (
     BusyError,
     CalibrationMismatch,
     CallTimeout,
+    ConfigurationError,
     GuardError,
     InputError,
     MissingExtra,
@@ -241,7 +242,7 @@ def test_a_defect_is_told_without_its_words(serve: Any, monkeypatch: Any, caplog
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError(SECRET)
 
-    monkeypatch.setattr(ScriptedModel, "generate", broken)
+    monkeypatch.setattr(ScriptedModel, "stream", broken)
     with serve() as running, to(running) as http:
         refused(chat(http), 500, "internal_error")
     assert SECRET not in caplog.text and "ZeroDivisionError" in caplog.text
@@ -335,6 +336,37 @@ def test_a_risk_can_only_be_smaller_and_has_to_be_certified(serve: Any, certifie
         refused(chat(http, hallucination_guard={"max_risk": 0.5}), 400, "not_stricter")
         refused(chat(http, hallucination_guard={"max_risk": 0.01}), 400, "not_stricter")
         assert chat(http, hallucination_guard={"max_risk": 0.3}).status_code == 200
+
+
+def test_a_document_that_was_changed_since_is_not_what_a_stricter_request_gets(
+    serve: Any, certified: Any, tmp_path: Path
+) -> None:
+    from hallucination_guard.server.config import Alias
+    from hallucination_guard.server.house import Served
+    from hallucination_guard_policies import load_policy
+
+    document = tmp_path / "p.yaml"
+    document.write_text("id: p\nversion: 1\nrules: [abstain: {below: {confidence: 0.3}}]\n", encoding="utf-8")
+    parts = certified(None) | {"policy": load_policy(document)}
+    served = Served(alias=Alias(alias="m", policy=str(document)), guard=Guard(**parts, audit=MemorySink()))
+    document.write_text("id: q\nversion: 1\nrules: [abstain: {below: {confidence: 0.1}}]\n", encoding="utf-8")
+    with serve(served={"m": served}) as running, to(running) as http:
+        assert chat(http, hallucination_guard={"confidence": 0.4}).status_code == 200
+        assert served.guard.audit.records[-1].policy["id"] == "p"
+        document.unlink()
+        assert chat(http, hallucination_guard={"confidence": 0.5}).status_code == 200
+
+
+def test_one_log_is_not_written_in_two_ways_however_it_is_named(tmp_path: Path) -> None:
+    from hallucination_guard.server.config import Settings
+
+    aliases = [
+        {"alias": "a", "audit": "audit.jsonl", "content": "text"},
+        {"alias": "b", "audit": str(tmp_path / "audit.jsonl"), "content": "redacted"},
+    ]
+    (tmp_path / "serve.yaml").write_text(json.dumps({"models": aliases}), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="two aliases share the log"):
+        Settings.read(tmp_path / "serve.yaml")
 
 
 def test_a_server_that_draws_and_is_not_there_is_not_ready(serve: Any) -> None:

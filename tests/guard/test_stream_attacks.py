@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,10 +266,12 @@ class TestThreads:
             list(guard.stream("bad"))
         assert outcome_of(guard.stream("later")).text == "One cat is here. Two dogs."
 
+    @pytest.mark.parametrize("draws", ["a reader", "the thread of all"])
     def test_an_interruption_takes_no_token_from_others(
-        self, white: WhiteBoxModel, say: Any, monkeypatch: pytest.MonkeyPatch
+        self, white: WhiteBoxModel, say: Any, monkeypatch: pytest.MonkeyPatch, draws: str
     ) -> None:
         spare(monkeypatch, False)
+        monkeypatch.setattr(live, "_GATHER", 0.3)
         answer = "One cat is here. Two dogs are. Three hens."
         say(answer)
         guard = Guard(white, policy=Accept(), generation={"max_new_tokens": 60})
@@ -276,7 +279,7 @@ class TestThreads:
         real, hit = live.LiveAnswer.look, []
 
         def interrupted(self: Any, drawn: Any) -> None:
-            if not hit and len(drawn) == 20 and self is self._streams._batch.rows[0]:
+            if not hit and len(drawn) == 5 and self is self._streams._batch.rows[0]:
                 hit.append(1)
                 raise KeyboardInterrupt
             real(self, drawn)
@@ -287,15 +290,26 @@ class TestThreads:
         def read() -> None:
             try:
                 found.append(outcome_of(guard.stream("hi")))
-            except KeyboardInterrupt as error:
+            except (KeyboardInterrupt, ModelError) as error:
                 found.append(error)
 
+        streams = white._streams
         threads = [threading.Thread(target=read) for _ in range(3)]
-        for each in threads:
+        if draws == "the thread of all":  # there is a reader more from the beginning
+            monkeypatch.setattr(type(streams), "_apart", True)
+            monkeypatch.setattr(threading, "excepthook", lambda raised: None)
+        threads[0].start()
+        while streams._drawn_by is None:  # who comes first and is alone draws, and waits for more before it begins
+            time.sleep(0.001)
+        for each in threads[1:]:
             each.start()
         for each in threads:
             each.join(60)
         assert len(found) == 3
+        if draws == "the thread of all":  # no reader is to blame: each is told, and the next is answered
+            assert [type(each) for each in found] == [ModelError] * 3
+            assert outcome_of(guard.stream("hi")).text == answer
+            return
         whole = [each for each in found if isinstance(each, Outcome)]
         assert len(whole) == 2
         for each in whole:

@@ -36,6 +36,7 @@ def test_the_public_names_are_these() -> None:
         "HallucinationGuardMiddleware",
         "HeldAnswers",
         "LowConfidenceError",
+        "VerdictChatOpenAI",
         "add_guard",
         "unsure_call",
         "way_on",

@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--model FOLDER]
 
-Measured: a pass over prompt and answer by length (what a sidecar reads), the gradient after it, a record's bytes, and
-the records a second that one log takes. Computed: the same for another model and device, by floating point operations,
-at the share of the device's peak that is assumed. Nothing of the second table was run.
+Measured: reading and scoring by length of the prompt (what a sidecar does), a plain forward beside it, a record's bytes
+and the records a second that one log takes. Computed: the same for another model and device, by floating point
+operations, at the share of the device's peak that is assumed. Nothing of the second table was run.
 """
 
 from __future__ import annotations
@@ -57,17 +57,19 @@ def measured(model: WhiteBoxModel) -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {model.identity.dtype}, {ANSWER} answer tokens"
     )
-    print("| prompt, tokens | read and score, s | of it the gradient and the head, s |\n|---|---|---|")
+    print("| prompt, tokens | read and score, s | a plain forward over both, s |\n|---|---|---|")
     for length in (64, 256, 1024):
         words = model.tokenizer.decode(model.tokenizer.encode("Tell me why. " * 400)[:length])
-
-        def read(words: str = words) -> object:
-            return model.read(words, answer)
+        ids = torch.tensor([(*model.prompt(words).token_ids, *answer)], device=model.device)
 
         def both(words: str = words) -> object:
             return scorer.batch(model, [model.read(words, answer)])
 
-        print(f"| {length} | {seconds(both):.2f} | {statistics.median(_scoring(model, scorer, read)):.2f} |")
+        @torch.no_grad()
+        def plain(ids: torch.Tensor = ids) -> object:
+            return model.model(input_ids=ids, use_cache=False, logits_to_keep=ANSWER)
+
+        print(f"| {length} | {seconds(both):.2f} | {seconds(plain):.2f} |")
     sink = MemorySink()
     Guard(model, policy=ANYTHING, audit=sink, generation={"max_new_tokens": ANSWER})("Tell me why the sky is blue.")
     [record] = sink.records
@@ -78,14 +80,6 @@ def measured(model: WhiteBoxModel) -> None:
         took = time.perf_counter() - began
         size = log.path.stat().st_size / _RECORDS
     print(f"a record of {record.tokens['out']} tokens: {size:.0f} bytes; one log takes {_RECORDS / took:.0f} a second")
-
-
-def _scoring(model: WhiteBoxModel, scorer: HybridGrad, read: Callable[[], object]) -> list[float]:
-    found = []
-    for _ in range(5):
-        generation = read()
-        found.append(scorer.batch(model, [generation])[0].seconds)  # type: ignore[list-item]
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

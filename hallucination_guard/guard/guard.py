@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,8 @@ from hallucination_guard.audit.record import Sink
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, Gate, SentenceCalibration
 from hallucination_guard.errors import ConfigurationError, InputError, PolicyError, without_frames
 from hallucination_guard.guard.in_a_thread import from_the_loop, in_a_thread, result_of
-from hallucination_guard.guard.joined import Joined, Places, Together
-from hallucination_guard.guard.judging import Judging
+from hallucination_guard.guard.joined import Joined, Together, UnderWay
+from hallucination_guard.guard.judging import Judging, suspended_by
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.guard.recording import Recorder, Review, policy_identity
@@ -101,20 +102,6 @@ class Guard:
             from hallucination_guard.scoring import BySentence, HybridGrad
 
             scorer = BySentence(HybridGrad()) if getattr(policy, "edits", False) else HybridGrad()
-        if not isinstance(policy, Policy) or not callable(policy):
-            raise ConfigurationError(
-                f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"
-            )
-        if audit is not None and not callable(audit):
-            raise ConfigurationError(f"the audit sink is {audit!r}", hint="for example AuditLog('audit.jsonl')")
-        if calibration is None and getattr(policy, "needs_confidence", False):
-            raise ConfigurationError(
-                "the policy speaks of confidence and the guard has no calibration",
-                hint="give calibration=Calibration.load(...), or a policy with score=... and limit=...",
-            )
-        for name, value in (("max_attempts", max_attempts), ("batch_size", batch_size), ("max_calls", max_calls)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} is {value!r}", hint="a whole number, at least 1")
         self.model = model
         self.policy = policy
         self.scorer = scorer
@@ -129,9 +116,9 @@ class Guard:
         self.max_attempts = max_attempts
         self.batch_size = batch_size
         self.debug = debug
-        self._places, self._together = Places(max_calls), Together(batch_size)
-        self._check_calibration()
-        check_sentences(policy, scorer, sentences, model)
+        _check_whole(max_attempts=max_attempts, batch_size=batch_size, max_calls=max_calls)
+        self._under_way, self._together = UnderWay(max_calls), Together(batch_size)
+        self._check_parts()
 
     def with_policy(self, policy: Policy, *, max_attempts: int | None = None) -> Guard:
         """The same guard under another policy. What it notices (drift, the watch over labels) holds for both.
@@ -146,23 +133,12 @@ class Guard:
             ConfigurationError: as for the guard itself.
             CalibrationError: if no certificate keeps the risk that the policy speaks of.
         """
-        other = Guard(
-            self.model,
-            policy=policy,
-            scorer=self.scorer,
-            calibration=self.calibration,
-            sentences=self.sentences,
-            audit=self.audit,
-            drift=self.drift,
-            watch=self.watch,
-            generation=self.generation,
-            max_attempts=self.max_attempts if max_attempts is None else max_attempts,
-            batch_size=self.batch_size,
-            debug=self.debug,
-        )
-        if self._novelty_drift is not None:
-            other._novelty_drift = self._novelty_drift
-        other._places, other._together = self._places, self._together  # one model, one scorer
+        other = copy.copy(self)
+        other.policy = policy
+        if max_attempts is not None:
+            _check_whole(max_attempts=max_attempts)
+            other.max_attempts = max_attempts
+        other._check_parts()
         return other
 
     def __call__(
@@ -261,10 +237,15 @@ class Guard:
             BusyError: if ``max_calls`` are under way.
         """
         left = threading.Event()
-        self._places.take()  # until the thread has ended, which a cancelled task does not wait for
+        self._under_way.take()  # until the thread has ended, which a cancelled task does not wait for
         return await result_of(
-            lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left, self._places.back
+            lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left, self._under_way.back
         )
+
+    @property
+    def suspended(self) -> str:
+        """Why certificates do not hold at the moment, by drift, novelty or labels; empty while they do."""
+        return suspended_by(self.drift, self._novelty_drift, self.watch)
 
     def settle(self, seconds: float | None = None) -> bool:
         """Wait until no call of :meth:`acall` is under way, also none that was cancelled: each has its record then.
@@ -275,7 +256,7 @@ class Guard:
         Returns:
             Whether none is.
         """
-        return self._places.empty(seconds)
+        return self._under_way.empty(seconds)
 
     async def abatch(
         self,
@@ -606,6 +587,27 @@ class Guard:
             batch_size=self.batch_size,
         )
 
+    def _check_parts(self) -> None:
+        """See that they can work together.
+
+        Raises:
+            ConfigurationError: if they cannot.
+        """
+        policy = self.policy
+        if not isinstance(policy, Policy) or not callable(policy):
+            raise ConfigurationError(
+                f"the policy is {policy!r}", hint="it is called with a verdict and has describe(); see AbstainBelow"
+            )
+        if self.audit is not None and not callable(self.audit):
+            raise ConfigurationError(f"the audit sink is {self.audit!r}", hint="for example AuditLog('audit.jsonl')")
+        if self.calibration is None and getattr(policy, "needs_confidence", False):
+            raise ConfigurationError(
+                "the policy speaks of confidence and the guard has no calibration",
+                hint="give calibration=Calibration.load(...), or a policy with score=... and limit=...",
+            )
+        self._check_calibration()
+        check_sentences(policy, self.scorer, self.sentences, self.model)
+
     def _check_calibration(self) -> tuple[Certificate, ...]:
         """The certificates that hold for the policy, after a look at what may have been changed since the last call."""
         risk = getattr(self.policy, "needs_risk", None)
@@ -662,6 +664,12 @@ class _Given:
     unscorable: str
     by: Generator | None
     ended: FinishReason
+
+
+def _check_whole(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}", hint="a whole number, at least 1")
 
 
 def _facts(call: Call | None, thread_id: str | None) -> Call:

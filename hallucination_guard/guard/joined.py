@@ -16,12 +16,12 @@ from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.values import Drawing, Generation, Live, Score, Scorer, StreamingModel, Verdict
 
-__all__ = ["Joined", "Places", "Together"]
+__all__ = ["Joined", "Together", "UnderWay"]
 
 Scoring = Callable[[Sequence[Generation]], list[Score]]
 
 
-class Places:
+class UnderWay:
     """How many calls may be under way; beyond it a call is refused at once.
 
     Args:
@@ -32,10 +32,10 @@ class Places:
         self._most, self._taken, self._lock = most, 0, threading.Condition()
 
     def take(self) -> None:
-        """Take one, to be given :meth:`back`.
+        """Take a place, to be given :meth:`back`.
 
         Raises:
-            BusyError: if there is none.
+            BusyError: if none is left.
         """
         with self._lock:
             if self._taken >= self._most:
@@ -43,13 +43,13 @@ class Places:
             self._taken += 1
 
     def back(self) -> None:
-        """Give one back."""
+        """Give a place back."""
         with self._lock:
             self._taken -= 1
             self._lock.notify_all()
 
     def empty(self, seconds: float | None) -> bool:
-        """Wait until all are back; whether they are."""
+        """Wait until none is under way, for so many seconds at most; whether none is."""
         with self._lock:
             return self._lock.wait_for(lambda: not self._taken, seconds)
 

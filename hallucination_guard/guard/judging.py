@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hallucination_guard.calibration import Calibration, Certificate, DriftMonitor, SentenceCalibration
 from hallucination_guard.values import LOWER_IS_LESS_CERTAIN, Conditions, Score, Verdict, Watch
 
-__all__ = ["Judging"]
+__all__ = ["Judging", "suspended_by"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,7 @@ class Judging:
                 self.novelty.observe(self.calibration.novelty.of(score))
         # A certificate of single drafts says nothing about a second one, whatever the policy says of itself.
         holding = [each for each in self.certificates if each.policy is not None or attempt == 1]
-        suspended = "; ".join(
-            why for each in (self.drift, self.novelty, self.watch) if each is not None and (why := each.suspended)
-        )
+        suspended = suspended_by(self.drift, self.novelty, self.watch)
         verdict = self.calibration.verdict(
             score, conditions=conditions, certificates=holding, suspended=suspended, at_least=at_least
         )
@@ -89,3 +87,8 @@ class Judging:
             return (int(verdict.confidence is None), self.calibration.value(verdict.score))
         value = verdict.score.scores[self.primary]
         return (0, -value if self.primary in LOWER_IS_LESS_CERTAIN else value)
+
+
+def suspended_by(*watching: DriftMonitor | Watch | None) -> str:
+    """Why certificates do not hold at the moment; empty while they do."""
+    return "; ".join(why for each in watching if each is not None and (why := each.suspended))

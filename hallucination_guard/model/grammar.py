@@ -81,7 +81,9 @@ class Constrained(LogitsProcessor):  # type: ignore[misc]  # transformers is unt
         for row, matcher in enumerate(self._matchers):
             last = int(input_ids[row, -1])
             if self._begun and not matcher.is_stopped() and not matcher.consume_token(last):
-                raise ModelError(f"the grammar was left at token {last}", hint="its words may quote what was drawn")
+                raise ModelError(
+                    f"the grammar was left at token {last}", hint="its own words could quote what was drawn; ask again"
+                )
             if matcher.is_stopped():
                 allowed[row, self._ends] = True
             else:

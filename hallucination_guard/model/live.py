@@ -285,7 +285,7 @@ class Streams:
         """What ``work`` gives: one computes at a time, and nothing is drawn where both would want the same cores."""
         with self._lock:
             job: _Job[_Found] | None = None
-            if self._apart and not self._spare and not self._draws:
+            if self._several and not self._spare and not self._draws:
                 job = _Job(work)
                 self._jobs.append(job)
                 self._lock.notify_all()
@@ -327,9 +327,13 @@ class Streams:
         return self._drawn_by is threading.current_thread()
 
     @property
+    def _several(self) -> bool:
+        return len(self._read) > 1
+
+    @property
     def _apart(self) -> bool:
         """Whether a thread draws that is no reader's."""
-        return self._spare or len(self._read) > 1
+        return self._spare or self._several
 
     def _begin_to_draw(self) -> None:
         """Have a thread that draws; called with the lock."""

@@ -21,7 +21,7 @@ from hallucination_guard.server.refusals import Refusal
 from hallucination_guard.server.requests import Tightening
 from hallucination_guard.server.upstream import Sidecar, Status, connect
 from hallucination_guard.values import JSON, Policy
-from hallucination_guard_policies import load_policy
+from hallucination_guard_policies import load_policy, pack_names
 
 __all__ = ["Places", "Served"]
 
@@ -83,7 +83,7 @@ class Served:
     def __post_init__(self) -> None:
         # As it was when the server began: a file that was changed since is not what requests are compared with.
         named = self.alias.policy
-        self._document = yaml.safe_load(Path(named).read_bytes()) if named.endswith((".yaml", ".yml")) else named
+        self._document = named if named in pack_names() else yaml.safe_load(Path(named).read_bytes())
         if (self.sidecar is not None or self.alias.upstream is not None) and not self.why:
             self.why = "the server that draws the answers was not asked yet"
 
@@ -123,9 +123,7 @@ class Served:
     @property
     def suspended(self) -> str:
         """Why certificates or scores do not hold at the moment; empty while they do."""
-        drift, watch = self.guard.drift, self.guard.watch
-        noticed = ("" if drift is None else drift.suspended) or ("" if watch is None else watch.suspended)
-        return noticed or ("" if self.sidecar is None or self.why else self.sidecar.status().why)
+        return self.guard.suspended or ("" if self.sidecar is None or self.why else self.sidecar.status().why)
 
     def answering(self, tightening: Tightening) -> Answering:
         """Who answers a request.

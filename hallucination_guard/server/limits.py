@@ -37,9 +37,9 @@ _ROLES: Mapping[str, Role] = {
 }
 """What a key has to be allowed."""
 
-_ANY_KEY = frozenset({"/v1/models"})
+_ANY_KEY = frozenset({"/v1/models", "/openapi.json"})
 
-_WITH_BODY = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/score"})
+_WITH_BODY = frozenset(path for path, role in _ROLES.items() if role != "read")
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 

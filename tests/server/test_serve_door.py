@@ -88,6 +88,14 @@ def test_a_path_that_is_none_of_the_servers_is_not_there_whatever_the_key(keyed:
     assert len(running.model.calls) == drawn
 
 
+def test_any_key_may_read_the_schema_and_the_aliases(keyed: Any) -> None:
+    running, keys = keyed
+    for path in ("/openapi.json", "/v1/models"):
+        headers = {"authorization": f"Bearer {keys['score']}"}
+        assert httpx.get(running.url + path, headers=headers, trust_env=False).status_code == 200
+        assert httpx.get(running.url + path, trust_env=False).status_code == 401
+
+
 def test_the_record_names_the_key_and_not_what_opens(keyed: Any) -> None:
     post(keyed, "ask")
     assert keyed[0].sink.records[-1].principal == "ask"

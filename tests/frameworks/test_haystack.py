@@ -153,10 +153,10 @@ def test_an_agent_calls_what_was_let_through(score: float) -> None:
         called.append(a + b)
         return a + b
 
-    generator = guarded(contract.CALL, "4713.", score={contract.CALL: score, "4713.": 0.1})
-    found = Agent(chat_generator=generator, tools=[tool(add)]).run([ChatMessage.from_user("4711 + 2?")])
-    assert called == ([4713] if score < 0.5 else [])
-    assert found["last_message"].text == ("4713." if score < 0.5 else "I am not sure enough to answer that.")
+    generator = guarded(contract.CALL, "471100173.", score={contract.CALL: score, "471100173.": 0.1})
+    found = Agent(chat_generator=generator, tools=[tool(add)]).run([ChatMessage.from_user("471100171 + 2?")])
+    assert called == ([471100173] if score < 0.5 else [])
+    assert found["last_message"].text == ("471100173." if score < 0.5 else "I am not sure enough to answer that.")
 
 
 def test_it_cannot_be_written_to_yaml() -> None:

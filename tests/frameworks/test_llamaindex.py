@@ -190,17 +190,17 @@ async def test_an_agent_calls_what_was_let_through(score: float) -> None:
         called.append(a + b)
         return a + b
 
-    model = ScriptedModel([contract.CALL, "4713."])
-    scorer = ScriptedScorer({contract.CALL: score, "4713.": 0.1})
+    model = ScriptedModel([contract.CALL, "471100173."])
+    scorer = ScriptedScorer({contract.CALL: score, "471100173.": 0.1})
     guard = Guard(model, policy=AbstainBelow(score="hybridgrad", limit=0.5), scorer=scorer)
-    answer = await FunctionAgent(llm=GuardedLLM(guard), tools=[FunctionTool.from_defaults(add)]).run("4711 + 2?")
-    assert called == ([4713] if score < 0.5 else [])
-    assert str(answer) == ("4713." if score < 0.5 else "I am not sure enough to answer that.")
+    answer = await FunctionAgent(llm=GuardedLLM(guard), tools=[FunctionTool.from_defaults(add)]).run("471100171 + 2?")
+    assert called == ([471100173] if score < 0.5 else [])
+    assert str(answer) == ("471100173." if score < 0.5 else "I am not sure enough to answer that.")
 
 
 def test_a_required_call_that_was_not_let_through_is_an_error() -> None:
     with pytest.raises(InputError, match="no call was let through"):
-        guarded(contract.CALL, score=0.9).predict_and_call([ADD], "4711 + 2?")
+        guarded(contract.CALL, score=0.9).predict_and_call([ADD], "471100171 + 2?")
 
 
 def test_a_copy_abstains_in_its_own_words() -> None:

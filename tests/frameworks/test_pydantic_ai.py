@@ -193,10 +193,10 @@ async def test_an_agent_calls_what_was_let_through(score: float) -> None:
         called.append(a + b)
         return a + b
 
-    model = guarded(contract.CALL, "4713.", score={contract.CALL: score, "4713.": 0.1})
-    found = await Agent(model, tools=[add]).run("4711 + 2?")
-    assert called == ([4713] if score < 0.5 else [])
-    assert found.output == ("4713." if score < 0.5 else "I am not sure enough to answer that.")
+    model = guarded(contract.CALL, "471100173.", score={contract.CALL: score, "471100173.": 0.1})
+    found = await Agent(model, tools=[add]).run("471100171 + 2?")
+    assert called == ([471100173] if score < 0.5 else [])
+    assert found.output == ("471100173." if score < 0.5 else "I am not sure enough to answer that.")
 
 
 async def test_an_object_is_the_arguments_of_a_call() -> None:

@@ -131,10 +131,10 @@ def test_an_answer_may_have_to_fit_a_schema() -> None:
 @pytest.mark.parametrize("stream_outputs", [False, True])
 def test_an_agent_calls_what_was_let_through(stream_outputs: bool) -> None:
     add = Add()
-    model = guarded(contract.CALL, final("4713"))
+    model = guarded(contract.CALL, final("471100173"))
     agent = ToolCallingAgent(tools=[add], model=model, verbosity_level=0, stream_outputs=stream_outputs)
-    assert agent.run("4711 + 2?") == "4713"
-    assert add.called == [4713]
+    assert agent.run("471100171 + 2?") == "471100173"
+    assert add.called == [471100173]
     assert [settings["tool_choice"] for _, settings in model.guard.model.calls] == ["required"] * 2  # type: ignore[attr-defined]
 
 
@@ -143,20 +143,20 @@ def test_an_abstention_ends_the_run_of_an_agent(stream_outputs: bool) -> None:
     add = Add()
     model = guarded(contract.CALL, score=0.9)
     agent = ToolCallingAgent(tools=[add], model=model, verbosity_level=0, stream_outputs=stream_outputs)
-    assert agent.run("4711 + 2?") == "I am not sure enough to answer that."
+    assert agent.run("471100171 + 2?") == "I am not sure enough to answer that."
     assert add.called == []
-    assert "4711," not in repr(agent.memory.get_full_steps())
+    assert "471100171," not in repr(agent.memory.get_full_steps())
 
 
 def test_a_code_agent_runs_what_was_let_through() -> None:
-    agent = CodeAgent(tools=[], model=guarded("<code>final_answer(4711 + 2)</code>"), verbosity_level=0)
-    assert agent.run("4711 + 2?") == 4713
+    agent = CodeAgent(tools=[], model=guarded("<code>final_answer(471100171 + 2)</code>"), verbosity_level=0)
+    assert agent.run("471100171 + 2?") == 471100173
 
 
 def test_a_code_agents_run_ends_with_the_error() -> None:
-    model = guarded("<code>final_answer(4711)</code>", score=0.9, on_abstain="error")
+    model = guarded("<code>final_answer(471100171)</code>", score=0.9, on_abstain="error")
     with pytest.raises(AgentGenerationError, match="no answer was let through") as raised:
-        CodeAgent(tools=[], model=model, verbosity_level=0).run("4711 + 2?")
+        CodeAgent(tools=[], model=model, verbosity_level=0).run("471100171 + 2?")
     assert isinstance(raised.value.__cause__, NotAnswered)
 
 
@@ -166,28 +166,28 @@ def test_a_code_agents_run_ends_with_the_error() -> None:
 def checked(*finals: str, max_steps: int = 3) -> tuple[Any, MemorySink]:
     """What an agent of another model says behind a check, and the check's records."""
     sink = MemorySink()
-    scorer = ScriptedScorer({"4713": 0.1, "4711": 0.9})
+    scorer = ScriptedScorer({"471100173": 0.1, "471100171": 0.9})
     policy = AbstainBelow(score="hybridgrad", limit=0.5)
     check = AnswerCheck(Guard(ScriptedModel("unused"), policy=policy, scorer=scorer, audit=sink))
     other = Guard(ScriptedModel([final(each) for each in finals]), policy=Accept(), scorer=ScriptedScorer(0.1))
     agent = ToolCallingAgent(
         tools=[], model=GuardedModel(other), verbosity_level=0, final_answer_checks=[check], max_steps=max_steps
     )
-    return agent.run("4711 + 2?"), sink
+    return agent.run("471100171 + 2?"), sink
 
 
 def test_a_doubtful_final_answer_goes_back_to_the_agent() -> None:
-    answer, sink = checked("4711", "4713")
-    assert answer == "4713"
-    assert [(each.decision, each.answer) for each in sink.records] == [("abstain", "4711"), ("accept", "4713")]
-    assert sink.records[0].prompt[0]["content"] == "4711 + 2?"
+    answer, sink = checked("471100171", "471100173")
+    assert answer == "471100173"
+    assert [(each.decision, each.answer) for each in sink.records] == [("abstain", "471100171"), ("accept", "471100173")]
+    assert sink.records[0].prompt[0]["content"] == "471100171 + 2?"
 
 
 def test_the_answer_after_max_steps_passes_no_check() -> None:
     """As it is said in the README: a change of this in smolagents is to be noticed."""
-    answer, sink = checked("4711", "4713", max_steps=1)
-    assert answer == final("4713")
-    assert [each.answer for each in sink.records] == ["4711"]
+    answer, sink = checked("471100171", "471100173", max_steps=1)
+    assert answer == final("471100173")
+    assert [each.answer for each in sink.records] == ["471100171"]
 
 
 def test_the_readme_runs(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ TOOLS = [{"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}
 CALL = 'Let me see. <tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 RESULT = [
     {"role": "user", "content": "1 + 1?"},
-    {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "args": {"a": 4711}}]},
+    {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "args": {"a": 471100171}}]},
     {"role": "tool", "content": "", "tool_call_id": "c"},
 ]
 
@@ -66,7 +66,7 @@ def test_the_target_of_an_escalation_sees_the_calls() -> None:
 
     policy = EscalateBelow(to=colleague, score="hybridgrad", limit=0.5)
     Guard(ScriptedModel("3"), policy=policy, scorer=ScriptedScorer(1.0))(RESULT, tools=TOOLS)
-    assert seen[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 4711}'}  # type: ignore[index]
+    assert seen[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 471100171}'}  # type: ignore[index]
     assert seen[2]["tool_call_id"] == "c"
 
 
@@ -75,7 +75,7 @@ def test_a_log_that_keeps_no_text_keeps_no_arguments(tmp_path: Path, content: st
     settings = {"key": b"0" * 32} if content == "hmac" else {}
     with AuditLog(tmp_path / "audit.jsonl", content=content, **settings) as log:  # type: ignore[arg-type]
         Guard(ScriptedModel(CALL), policy=Accept(), scorer=ScriptedScorer(1.0), audit=log)(RESULT, tools=TOOLS)
-    assert "4711" not in (tmp_path / "audit.jsonl").read_text()
+    assert "471100171" not in (tmp_path / "audit.jsonl").read_text()
     assert (tmp_path / "audit.jsonl").read_text().count("\n") == 1
 
 

@@ -179,7 +179,10 @@ def checked(*finals: str, max_steps: int = 3) -> tuple[Any, MemorySink]:
 def test_a_doubtful_final_answer_goes_back_to_the_agent() -> None:
     answer, sink = checked("471100171", "471100173")
     assert answer == "471100173"
-    assert [(each.decision, each.answer) for each in sink.records] == [("abstain", "471100171"), ("accept", "471100173")]
+    assert [(each.decision, each.answer) for each in sink.records] == [
+        ("abstain", "471100171"),
+        ("accept", "471100173"),
+    ]
     assert sink.records[0].prompt[0]["content"] == "471100171 + 2?"
 
 

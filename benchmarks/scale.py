@@ -2,20 +2,23 @@
 
     python benchmarks/scale.py [--model FOLDER]
 
-Measured: reading and scoring by length of the prompt (what a sidecar does), a plain forward beside it, a record's bytes
-and the records a second that one log takes. Computed: the same for another model and device, by floating point
-operations, at the share of the device's peak that is assumed. Nothing of the second table was run.
+Measured: reading and scoring by length of the prompt (what a sidecar does), the same where the prompt was read before,
+a plain forward beside it, a record's bytes and the records a second that one log takes. Computed: the same for another
+model and device, by floating point operations, at the share of the device's peak that is assumed. Nothing of the second
+table was run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -57,19 +60,23 @@ def measured(model: WhiteBoxModel) -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {model.identity.dtype}, {ANSWER} answer tokens"
     )
-    print("| prompt, tokens | read and score, s | a plain forward over both, s |\n|---|---|---|")
+    print("| prompt, tokens | read and score, s | its prompt read before, s | a plain forward over both, s |")
+    print("|---|---|---|---|")
+    keeping, turned = model.with_prefixes(2**30), itertools.count()
     for length in (64, 256, 1024):
         words = model.tokenizer.decode(model.tokenizer.encode("Tell me why. " * 400)[:length])
         ids = torch.tensor([(*model.prompt(words).token_ids, *answer)], device=model.device)
 
-        def both(words: str = words) -> object:
-            return scorer.batch(model, [model.read(words, answer)])
+        def both(words: str = words, model: WhiteBoxModel = model) -> object:
+            begin = next(turned) % ANSWER  # another answer each time: only the prompt was read before
+            return scorer.batch(model, [model.read(words, answer[begin:] + answer[:begin])])
 
         @torch.no_grad()
         def plain(ids: torch.Tensor = ids) -> object:
             return model.model(input_ids=ids, use_cache=False, logits_to_keep=ANSWER)
 
-        print(f"| {length} | {seconds(both):.2f} | {seconds(plain):.2f} |")
+        again = partial(both, model=keeping)
+        print(f"| {length} | {seconds(both):.2f} | {seconds(again):.2f} | {seconds(plain):.2f} |")
     sink = MemorySink()
     Guard(model, policy=ANYTHING, audit=sink, generation={"max_new_tokens": ANSWER})("Tell me why the sky is blue.")
     [record] = sink.records

@@ -123,9 +123,12 @@ def _served(settings: Settings, stack: ExitStack) -> dict[str, Served]:
             # this one and its threads are gone when the server begins to draw.
             with ThreadPoolExecutor(1) as loading:
                 models[choice] = loading.submit(load, choice).result()
-        calibration = _calibration(each, models[choice])
+        model = models[choice]
+        if each.upstream is not None and each.upstream.prefix_mib:
+            model = model.with_prefixes(each.upstream.prefix_mib << 20)
+        calibration = _calibration(each, model)
         guard = Guard(
-            models[choice],
+            model,
             policy=load_policy(each.policy, confidence=each.confidence, max_risk=each.max_risk),
             calibration=calibration,
             sentences=None if each.sentences is None else SentenceCalibration.load(each.sentences),

@@ -15,6 +15,7 @@ from hallucination_guard.model.anchor import locate_anchor
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.identity import Fingerprint
 from hallucination_guard.model.keeping import Tap
+from hallucination_guard.model.prefixes import Prefixes
 from hallucination_guard.model.products import Products
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import render, template_hash
@@ -49,6 +50,12 @@ class Inside:
         self.sliceable = kinds <= _SLICEABLE
         self._fingerprint = Fingerprint(model)
         self._profile: Profile | None = None
+        self._prefixes: Prefixes | None = None
+
+    @property
+    def prefixes(self) -> Prefixes | None:
+        """What was read before; None where nothing is kept of it."""
+        return self._prefixes
 
     @property
     def identity(self) -> ModelIdentity:

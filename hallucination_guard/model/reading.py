@@ -150,15 +150,21 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
         products: whether to keep them; not for a replay with other states.
     """
     start = anchor if inside.sliceable else 0
-    tap, kept = Tap(start), Products(start) if products else None
-    view = inside.view_at(layers.start, tap, kept)
+    prefixes, model, begun = inside.prefixes if start else None, None, 0
     cache = DynamicCache() if start else None
+    if prefixes is not None:
+        model = inside.identity
+        cache, begun = prefixes.cache(ids, start, of=model)
+    tap, kept = Tap(start - begun), Products(start - begun) if products else None
+    view = inside.view_at(layers.start, tap, kept)
     with undisturbed(inside.model, grad=False):
         tokens = torch.tensor([list(ids)], device=inside.device)
         mask = torch.ones_like(tokens)
         inside.layout.decoder_of(view)(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+            input_ids=tokens[:, begun:], attention_mask=mask, past_key_values=cache, use_cache=cache is not None
         )
+    if prefixes is not None and cache is not None:
+        prefixes.keep(ids, cache, of=model)
     deep = () if cache is None else cache.layers[layers.start :]
     tapped = tap.row(0)
     return Trace(

@@ -23,7 +23,7 @@ from hallucination_guard.model.products import Kept, recalled
 from hallucination_guard.model.view import Layout, replaced_output, skipped, tapped
 from hallucination_guard.values import Prefix
 
-__all__ = ["Replay", "Trace", "replay"]
+__all__ = ["Replay", "Trace", "filled", "replay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,8 +176,8 @@ def _cache(traces: Sequence[Trace], prefix: int, first: int) -> DynamicCache:
     for at in range(max(len(trace.prefix) for trace in traces)):
         keys, values = (_stacked([_side(trace, at, side, traces) for trace in traces], prefix) for side in (0, 1))
         while len(cache.layers) < first:
-            cache.layers.append(_filled(keys[:, :1, :1, :1].expand(-1, 1, prefix, 1), values))
-        cache.layers.append(_filled(keys, values))
+            cache.layers.append(filled(keys[:, :1, :1, :1].expand(-1, 1, prefix, 1), values))
+        cache.layers.append(filled(keys, values))
     return cache
 
 
@@ -189,7 +189,8 @@ def _side(trace: Trace, at: int, side: int, traces: Sequence[Trace]) -> Tensor:
     return other[:, :, :0]
 
 
-def _filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+def filled(keys: Tensor, values: Tensor) -> DynamicLayer:
+    """A layer of a cache that holds these (B × heads × tokens × d_head)."""
     layer = DynamicLayer()
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values

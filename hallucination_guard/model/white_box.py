@@ -6,6 +6,7 @@ The only wall to transformers. The model handed in is never changed: no flag, no
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from hallucination_guard.model.heard import HeardAnswer
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.live import LiveAnswer, Streams
 from hallucination_guard.model.loading import DeviceMap
+from hallucination_guard.model.prefixes import Prefixes
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.selftest import self_test as run_self_test
@@ -80,6 +82,23 @@ class WhiteBoxModel(Inside):
         if self_test:
             self.self_test = run_self_test(self)
         self._streams = Streams(self)
+
+    def with_prefixes(self, most: int) -> Self:
+        """The same model, which reads no beginning twice: for answers that something else draws.
+
+        Keys and values of what it reads are kept, and the longest common beginning is taken from there: of a
+        conversation, of an answer that is followed sentence by sentence, of many prompts with one system turn. Scores
+        are the same but for rounding. Nothing is loaded twice.
+
+        Args:
+            most: bytes that they may take; what was not used for longest makes room.
+
+        Raises:
+            ConfigurationError: if that is no positive whole number.
+        """
+        other = copy.copy(self)
+        other._prefixes = Prefixes(most)
+        return other
 
     # ------------------------------------------------------------------------------------------------ loading
 

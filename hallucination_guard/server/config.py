@@ -35,6 +35,7 @@ class Upstream(_Part):
         model: which of its models; its first by default.
         dtype: of its weights, where it does not say so.
         api_key_env: the environment variable that holds the key for it; a key does not stand in this file.
+        prefix_mib: mebibytes for what the model here has read, so that it reads no beginning twice; 0 keeps nothing.
     """
 
     url: str = Field(pattern=r"^https?://[^\s]+$")
@@ -42,6 +43,7 @@ class Upstream(_Part):
     model: str | None = None
     dtype: str = ""
     api_key_env: str | None = None
+    prefix_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 512
 
 
 class Alias(_Part):

@@ -95,6 +95,7 @@ class Limits(_Part):
         body_bytes: of a request's body, at most; looked at before it is parsed.
         head_seconds: until a request's head has come.
         body_seconds: until its body has come.
+        write_seconds: a client that reads nothing for so long is dropped; its request ends as if it had left.
         keep_alive_seconds: an idle connection is kept so long.
         connections: at most; beyond it the answer is 503.
         running: requests of one alias that are answered at the same time.
@@ -110,6 +111,7 @@ class Limits(_Part):
     body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 1 << 20
     head_seconds: _Seconds = 10.0
     body_seconds: _Seconds = 20.0
+    write_seconds: _Seconds = 30.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
     connections: _Count = 512
     running: _Count = 16

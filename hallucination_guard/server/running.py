@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -32,6 +33,16 @@ class Running(uvicorn.Server):
         self._close()
         await super().shutdown(sockets)
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but that the signal is not raised again at the end.
+
+        It would end the process before the last records are written and the logs are closed.
+        """
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
 
 def running(app: Any, settings: Settings, close: Callable[[], None]) -> Running:
     """The server of an app; it listens once it is run."""
@@ -40,7 +51,7 @@ def running(app: Any, settings: Settings, close: Callable[[], None]) -> Running:
         app,
         host=settings.host,
         port=settings.port,
-        http=_patient(limits.head_seconds),
+        http=_patient(limits.head_seconds, limits.write_seconds),
         ws="none",
         access_log=False,  # lines of our own say who asked, and nothing of what
         log_config=None,
@@ -53,11 +64,17 @@ def running(app: Any, settings: Settings, close: Callable[[], None]) -> Running:
     return Running(config, close)
 
 
-def _patient(seconds: float) -> type[asyncio.Protocol]:
-    """The protocol of uvicorn with a limit of time for a request's head, which it has none of its own for."""
+def _patient(head: float, write: float) -> type[asyncio.Protocol]:
+    """The protocol of uvicorn with limits of time that it has none of its own for.
+
+    Args:
+        head: seconds until a request's head has come.
+        write: seconds that a client may read nothing, once as much waits for it as buffers hold.
+    """
 
     class Patient(H11Protocol):
         _head: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
             super().connection_made(transport)
@@ -72,10 +89,24 @@ def _patient(seconds: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
+            self._is_read()
             super().connection_lost(exc)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(write, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._is_read()
+
+        def _is_read(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
         def _await_head(self) -> None:
-            self._head = self.loop.call_later(seconds, self.transport.abort)
+            self._head = self.loop.call_later(head, self.transport.abort)
 
         def _forget(self) -> None:
             if self._head is not None:

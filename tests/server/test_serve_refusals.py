@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from hallucination_guard.errors import (
 from hallucination_guard.server.refusals import refusal_of
 from hallucination_guard.server.requests import FIELDS, ChatRequest, CompletionRequest, ScoreRequest
 from hallucination_guard.testing import MemorySink, ScriptedModel
+from hallucination_guard.values import Released
 
 SECRET = "zanzibar"
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Where is Lyon?"}]}
@@ -504,3 +508,43 @@ def test_a_client_that_leaves_a_call_cancels_it(serve: Any, server: Any) -> None
             time.sleep(0.01)
         assert running.app.places["m"].running == 0
         assert 'clients_gone_total{alias="m"} 1.0' in http.get("/metrics").text
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_its_place_is_free(serve: Any, server: Any) -> None:
+    from hallucination_guard.server.config import Alias
+    from hallucination_guard.server.house import Served
+
+    guard = server.app.served["m"].guard
+
+    class Long:
+        """More than sockets hold, in its first sentence."""
+
+        async def astream(self, *given: Any, **options: Any) -> Any:
+            async with aclosing(guard.astream(*given, **options)) as events:
+                async for each in events:
+                    yield replace(each, text="x" * 30_000_000) if isinstance(each, Released) else each
+
+    class Standing(Served):
+        def answering(self, tightening: Any) -> Any:
+            return Long()
+
+    served = {"m": Standing(alias=Alias(alias="m"), guard=guard)}
+    with serve(served=served, settings={"limits": {"write_seconds": 0.5}}) as running:
+        place = running.app.places["m"]
+        body = json.dumps({**ASK, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as client:
+            client.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+            began = time.monotonic()
+            while not place.running:
+                assert time.monotonic() < began + 5
+                time.sleep(0.01)
+            while place.running:
+                assert time.monotonic() < began + 10
+                time.sleep(0.01)
+            assert time.monotonic() > began + 0.4  # it was given its time
+            got = 0
+            with suppress(ConnectionResetError):
+                while part := client.recv(1 << 20):
+                    got += len(part)
+            assert got < 30_000_000

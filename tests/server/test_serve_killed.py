@@ -1,4 +1,4 @@
-"""The command in a process of its own, killed or told to stop while it answers: nothing is lost, nothing out unguarded."""
+"""The command in a process of its own, killed or told to stop as it answers: nothing is lost, nothing out unguarded."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ shape: $(VENV)/.test
 	$(BIN)/python benchmarks/shape.py --against $(AGAINST)
 
 # The tables of docs/evidence.md. Hours on a CPU; what was answered stays in WORK, so it can be run again. QUICK=--quick: a tenth.
-# SETS="sciq=FILE own=FILE", EVIDENCE_MODELS="demo gemma=FOLDER".
+# SETS="sciq:3=FILE own=FILE", EVIDENCE_MODELS="demo gemma=FOLDER".
 EVIDENCE_MODELS ?= demo
 WORK ?= .evidence
 evidence: $(VENV)/.test

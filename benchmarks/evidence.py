@@ -1,6 +1,6 @@
 """Does the learned score hold? Answers are generated and scored once, then read in every way that could sink it.
 
-    python benchmarks/evidence.py --models demo gemma=FOLDER --sets sciq=FILE own=FILE … --work DIR [--quick]
+    python benchmarks/evidence.py --models demo gemma=FOLDER --sets sciq:3=FILE own=FILE … --work DIR [--quick]
 
 Each set is evaluated on each model with ``hallucination-guard evaluate`` (a base model with five examples); what was
 paid for stays in --work, so a run can be cut short. Then, from the labelled answers alone:
@@ -13,7 +13,8 @@ curves     n labelled answers, 50 times at random: the fused score on all others
 coverage   on random splits of the questions: how many of the tested answers a certificate lets through, and how often
            its threshold is broken on answers that had no part in it; with labels as they are and shuffled
 
-Rows whose ids agree up to a ``~`` are of one question.
+``sciq:3=FILE`` asks every question in three phrasings, its own and the first two of its ``paraphrases``. Rows whose ids
+agree up to a ``~`` are of one question: they are never on both sides of a split, and intervals are over questions.
 """
 
 from __future__ import annotations
@@ -79,6 +80,24 @@ class Rows:
         names = [name for name in SIGNALS if name == "length" or all(name in each.scores for each in self.answers)]
         best = max((name for name in names if name != "length"), key=lambda name: auroc(self.column(name), self.wrong))
         return best, self.column(best)
+
+
+def phrased(path: Path, phrasings: int, name: str, work: Path) -> Path:
+    """The questions in so many phrasings: all in their own first, so that those shown as examples are asked once."""
+    if phrasings == 1:
+        return path
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for at in range(phrasings):
+        for number, row in enumerate(rows):
+            asked = [row["query"], *row["paraphrases"]]
+            if at == 0 or (number >= SHOTS and at < len(asked)):
+                own = {key: each for key, each in row.items() if key not in ("id", "query", "paraphrases")}
+                mark = f"~{at}" if at else ""
+                lines.append(json.dumps({"id": f"{name}-{number:04}{mark}", "query": asked[at], **own}) + "\n")
+    work.mkdir(parents=True, exist_ok=True)
+    (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return work / f"{name}.jsonl"
 
 
 def evaluated(model: str, where: str, name: str, path: Path, work: Path, limit: int | None) -> Rows:
@@ -271,7 +290,7 @@ def main() -> int:
     """Evaluate, read, print Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["demo"], metavar="NAME=FOLDER")
-    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME[:PHRASINGS]=FILE")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--times", type=int, default=50)
@@ -279,7 +298,11 @@ def main() -> int:
     options = parser.parse_args()
     times = 5 if options.quick else options.times
     models = dict(each.split("=", 1) if "=" in each else (each, each) for each in options.models)
-    sets = {name: Path(path) for name, path in (each.split("=", 1) for each in options.sets)}
+    sets = {}
+    for each in options.sets:
+        named, _, path = each.partition("=")
+        name, _, phrasings = named.partition(":")
+        sets[name] = phrased(Path(path), int(phrasings or 1), name, options.work)
     lines: list[str] = []
 
     def say(line: str) -> None:

@@ -1,10 +1,11 @@
 """One score out of what a single pass measures: logistic regression, strongly regularised, on the signals' logs.
 
 Signals are positive and spread over decades, so their logs are taken, held inside the range seen at fitting, and
-standardised. The weights w ≥ 0 minimise Σ log loss + |w|² / 2C over the answers: every signal rises with doubt, and a
-few hundred labels cannot tell that one should count against another. With a small C they stay near what each says by
-itself. The fused score is e^(b + w·x), the odds of being wrong before calibration, so it is positive and rises with
-doubt like the others. Fitting needs scipy, applying needs nothing.
+standardised. The weights w ≥ 0 minimise Σ log loss + |w − w₀|² / 2C over the answers: every signal rises with doubt,
+and a few hundred labels cannot tell that one should count against another. w₀ is what is believed before there are
+labels: that the likelihood and ParaGrad count alike. With a small C, few labels move little. The fused score is
+e^(b + w·x), the odds of being wrong before calibration, so it is positive and rises with doubt like the others. Fitting
+needs scipy, applying needs nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "fitted",
     "log_of",
     "optimum",
+    "prior_of",
     "ranges",
     "signals_of",
 ]
@@ -58,6 +60,9 @@ PROBE = "probe"
 """The signal that a :class:`~hallucination_guard.calibration.probe.Probe` gives."""
 
 _C = 0.01
+# w₀: 1 on a probe's logit, and nearly as much in all on what finds wrong answers on every model and set that was tried
+# (docs/evidence.md); the rest have to earn theirs.
+_PRIOR = {"paragrad": 0.2, "mean_token_entropy": 0.2, "sequence_nll": 0.2, "mean_nll": 0.2, PROBE: 1.0}
 _TINY = 1e-12
 _FAR = 50.0  # |b + w·x|: beyond it odds would not fit a float's usual range, and no answer is that certain
 _EDGE = 0.01  # of the answers at either end do not stretch a signal's range
@@ -216,7 +221,6 @@ def fitted(
     wrong: Floats,
     names: tuple[str, ...],
     *,
-    c: float = _C,
     probe: Probe | None = None,
     why: str = "",
 ) -> Fusion:
@@ -226,12 +230,11 @@ def fitted(
         logs: of the signals.
         wrong: 1 for a wrong answer, else 0.
         names: of the signals.
-        c: C.
         probe: of the signal of that name.
         why: see :class:`Fusion`.
     """
     low, high, centre, scale = ranges(logs)
-    weights, intercept = optimum((logs.clip(low, high) - centre) / scale, wrong, c=c)
+    weights, intercept = optimum((logs.clip(low, high) - centre) / scale, wrong, prior=prior_of(names))
     return Fusion(
         signals=names,
         low=low.tolist(),
@@ -246,6 +249,11 @@ def fitted(
     )
 
 
+def prior_of(names: Sequence[str]) -> list[float]:
+    """w₀: what is believed of these signals before there are labels."""
+    return [_PRIOR.get(name, 0.0) for name in names]
+
+
 def ranges(logs: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Of each signal's log: the ends that it is held inside, then its mean and standard deviation there."""
     import numpy as np
@@ -257,8 +265,14 @@ def ranges(logs: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     return low, high, centre, scale
 
 
-def optimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
-    """The w ≥ 0 and b that minimise Σ log loss + |w|² / 2C; b is not held down.
+def optimum(x: Floats, wrong: Floats, *, prior: Sequence[float] | None = None, c: float = _C) -> tuple[Floats, float]:
+    """The w ≥ 0 and b that minimise Σ log loss + |w − w₀|² / 2C; b is not held down.
+
+    Args:
+        x: answers × signals, standardised.
+        wrong: 1 for a wrong answer, else 0.
+        prior: w₀, one a signal; 0 by default.
+        c: C.
 
     Raises:
         CalibrationError: if it does not converge.
@@ -274,15 +288,17 @@ def optimum(x: Floats, wrong: Floats, *, c: float = _C) -> tuple[Floats, float]:
         ) from None
     full = np.column_stack([x, np.ones(len(x))])
     held = np.append(np.full(x.shape[1], 1.0 / c), 0.0)
+    believed = np.append(np.zeros(x.shape[1]) if prior is None else np.array(prior, float), 0.0)
 
     def loss(at: Floats) -> tuple[float, Floats]:
         z = full @ at
         p = 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
-        value = np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * at * at)
-        return float(value), full.T @ (p - wrong) + held * at
+        away = at - believed
+        value = np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * away * away)
+        return float(value), full.T @ (p - wrong) + held * away
 
     rate = wrong.mean()
-    start = np.append(np.zeros(x.shape[1]), math.log(rate / (1.0 - rate)))
+    start = np.append(believed[:-1], math.log(rate / (1.0 - rate)))
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9})
     slope = np.where((found.x <= 0.0) & (held > 0.0), np.minimum(found.jac, 0.0), found.jac)

@@ -1,9 +1,9 @@
-"""The fused score in two stages: a probe's logit first, then a few signals beside it, none of them turned around.
+"""The fused score in two stages: a probe's logit first, then the signals beside it, none of them turned around.
 
 In one regression a probe of a thousand weights drowns the few scores of the output (arXiv 2507.03998). So its logits
-are found out of fold, and a second regression with weights that cannot be negative puts {probe, sequence NLL, the best
-gradient score, length} together. The probe is kept only where the result ranks better than the best single score, by
-the lower end of a paired interval over questions; else all scores are fused without it.
+are found out of fold, and then they are one more signal of the fusion. The probe is kept only where the result ranks
+better than the best single score, by the lower end of a paired interval over questions; else the others are fused
+without it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from hallucination_guard.calibration.fusion import (
     Fusion,
     fit_fusion,
     fitted,
-    log_of,
+    matrix,
     optimum,
+    prior_of,
     ranges,
     signals_of,
 )
@@ -36,9 +37,7 @@ __all__ = ["fit_fused"]
 
 _LEAST = 40  # answers, and
 _OF_A_KIND = 8  # right and wrong ones at the least, for a probe to be tried
-_C = 0.1
 _LEVEL = 0.5  # of the interval: docs/evidence.md has what other levels cost and bring
-_GRADIENTS = ("semgrad", "paragrad", "exgrad", "hybridgrad")
 
 
 def fit_fused(answers: Sequence[Labelled]) -> Fusion:
@@ -66,10 +65,11 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
         )
     ids = [each.id for each in scored]
     probe, logits = fit_probe(states, wrong.tolist(), ids)
-    names = (PROBE, *_beside(scored, wrong))
-    logs = np.column_stack([logits, *(_logs(name, scored) for name in names[1:])])
-    best, name = _best_single(scored, wrong)
-    over = gain(_left_out(logs, wrong, ids), best, wrong, ids, level=_LEVEL)
+    names, signals = (PROBE, *signals_of(scored)), matrix(scored)
+    logs = np.column_stack([logits, signals])
+    at = max(range(signals.shape[1]), key=lambda column: auroc(signals[:, column], wrong))
+    best, name = signals[:, at], names[at + 1]
+    over = gain(_left_out(logs, wrong, ids, prior_of(names)), best, wrong, ids, level=_LEVEL)
     said = f"AUROC {over} over {name} on {len(scored)} answers"
     if over.low <= 0.0:
         return plain.model_copy(update={"why": f"no probe, all scores fused: with one, {said}"})
@@ -77,33 +77,12 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
         logs,
         wrong.astype(float),
         names,
-        c=_C,
         probe=probe,
         why=f"with a probe: {said}",
     )
 
 
-def _beside(scored: Sequence[Labelled], wrong: NDArray[np.bool_]) -> tuple[str, ...]:
-    """What stands beside the probe, of what every answer has."""
-    there = signals_of(scored)
-    gradients = [name for name in _GRADIENTS if name in there]
-    best = max(gradients, key=lambda name: auroc(_logs(name, scored), wrong), default=None)
-    return (*dict.fromkeys(name for name in ("sequence_nll", best) if name in there), "length")
-
-
-def _best_single(scored: Sequence[Labelled], wrong: NDArray[np.bool_]) -> tuple[Floats, str]:
-    columns = {name: _logs(name, scored) for name in signals_of(scored)}
-    name = max(columns, key=lambda each: auroc(columns[each], wrong))
-    return columns[name], name
-
-
-def _logs(name: str, scored: Sequence[Labelled]) -> Floats:
-    import numpy as np
-
-    return np.array([log_of(name, each.scores, each.length) for each in scored])
-
-
-def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str]) -> Floats:
+def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str], prior: Sequence[float]) -> Floats:
     """What the second stage says of each answer, with weights that were fitted on other questions."""
     import numpy as np
 
@@ -113,6 +92,6 @@ def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str]) -> Flo
         if not inside.any():
             continue
         low, high, centre, scale = ranges(logs[rest])
-        weights, _ = optimum((logs[rest].clip(low, high) - centre) / scale, wrong[rest].astype(float), c=_C)
+        weights, _ = optimum((logs[rest].clip(low, high) - centre) / scale, wrong[rest].astype(float), prior=prior)
         found[inside] = (logs[inside].clip(low, high) - centre) / scale @ weights
     return found

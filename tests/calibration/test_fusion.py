@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -59,6 +61,44 @@ def test_the_weights_are_scikit_learns_where_all_signals_rise_with_doubt(c):
     assert (theirs.coef_ > 0).all()
     np.testing.assert_allclose(weights, theirs.coef_[0], atol=1e-5)
     assert intercept == pytest.approx(theirs.intercept_[0], abs=1e-5)
+
+
+def test_the_optimum_with_a_belief_is_that_of_a_general_solver():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(120, 3))
+    wrong = (rng.random(120) < 1 / (1 + np.exp(-x[:, 0]))).astype(float)
+    prior = np.array([0.2, 0.5, 0.0])
+    weights, intercept = optimum(x, wrong, prior=prior, c=0.05)
+
+    def loss(at):
+        z = x @ at[:3] + at[3]
+        return np.sum(np.logaddexp(0, z) - wrong * z) + 0.5 * np.sum((at[:3] - prior) ** 2) / 0.05
+
+    bounds = [(0, None)] * 3 + [(None, None)]
+    theirs = minimize(loss, np.zeros(4), method="SLSQP", bounds=bounds, options={"ftol": 1e-14}).x
+    np.testing.assert_allclose([*weights, intercept], theirs, atol=1e-4)
+
+
+def test_labels_move_a_belief_and_many_more_than_few():
+    rng = np.random.default_rng(3)
+
+    def away(n: int) -> float:
+        x = rng.normal(size=(n, 2))
+        wrong = (rng.random(n) < 1 / (1 + np.exp(-2 * x[:, 1]))).astype(float)
+        weights, _ = optimum(x, wrong, prior=[0.5, 0.0])
+        return float(weights[1])
+
+    assert 0.0 < away(30) < 0.4 < 1.2 < away(3000) < 2.0
+
+
+def test_without_a_word_from_the_labels_it_is_the_mean_of_what_is_believed_in():
+    rows = answers(40)
+    labels = [each.correct for each in rows]
+    opposite = [replace(each, correct=not right) for each, right in zip(rows, labels, strict=True)]
+    fusion = fit_fusion([*rows, *(replace(each, id=f"{each.id}'") for each in opposite)])
+    named = dict(zip(fusion.signals, fusion.weights, strict=True))
+    assert named["paragrad"] == pytest.approx(named["mean_nll"], abs=0.02)
+    assert named["semgrad"] == pytest.approx(0.0, abs=0.02)
 
 
 def test_no_signal_counts_against_another():

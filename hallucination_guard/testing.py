@@ -262,6 +262,10 @@ class ScriptedModel:
         settings = GenerationSettings.of({"question": question, **offered})
         return self._generation(self.prompt(messages, **offered), text, "read", settings)
 
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives."""
+        return work()
+
     def follow(
         self,
         messages: Messages,

@@ -133,6 +133,26 @@ class Guard(Parts):
         given = _Given(answer=answer, unscorable=unscorable, by=by, ended=ended)
         return self._run([messages], call, thread_id, generation, answers=[given])[0]
 
+    async def areview(
+        self,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        unscorable: str = "",
+        by: Generator | None = None,
+        ended: FinishReason = "read",
+        call: Call | None = None,
+        thread_id: str | None = None,
+        **generation: Unpack[GenerationOptions],
+    ) -> Outcome:
+        """:meth:`review`, in a thread of its own, as :meth:`acall`: what comes at the same time is scored together.
+
+        Raises:
+            BusyError: if ``max_calls`` are under way.
+        """
+        given = _Given(answer=answer, unscorable=unscorable, by=by, ended=ended)
+        return await self._apart(messages, call, thread_id, generation, answers=[given])
+
     def record_review(self, messages: Messages, review: Review) -> str:
         """Write down a human's part in a call: that its answer waits, or what became of it.
 
@@ -164,11 +184,7 @@ class Guard(Parts):
         Raises:
             BusyError: if ``max_calls`` are under way.
         """
-        left = threading.Event()
-        self._under_way.take()  # until the thread has ended, which a cancelled task does not wait for
-        return await result_of(
-            lambda: self._run([messages], call, thread_id, generation, gone=left.is_set)[0], left, self._under_way.back
-        )
+        return await self._apart(messages, call, thread_id, generation)
 
     def settle(self, seconds: float | None = None) -> bool:
         """Wait until no call of :meth:`acall` is under way, also none that was cancelled: each has its record then.
@@ -454,6 +470,24 @@ class Guard(Parts):
             all_progress.clear()  # this frame is in the traceback as well
             raise without_frames(failure)
         return [each.outcome for each in all_progress if each.outcome is not None]
+
+    async def _apart(
+        self,
+        messages: Messages,
+        call: Call | None,
+        thread_id: str | None,
+        generation: Mapping[str, object],
+        *,
+        answers: Sequence[_Given] = (),
+    ) -> Outcome:
+        """One call in a thread of its own, beside others."""
+        left = threading.Event()
+
+        def run() -> Outcome:
+            return self._run([messages], call, thread_id, generation, answers=answers, gone=left.is_set)[0]
+
+        self._under_way.take()  # until the thread has ended, which a cancelled task does not wait for
+        return await result_of(run, left, self._under_way.back)
 
     def _given(self, progress: Progress, given: _Given) -> tuple[Generation, str]:
         """An answer that something else wrote, and why it cannot be scored: it was written, so it has a record.

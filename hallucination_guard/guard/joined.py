@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from hallucination_guard.errors import BusyError
 from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.guard.progress import Progress
-from hallucination_guard.values import Drawing, Generation, Live, Score, Scorer, StreamingModel, Verdict
+from hallucination_guard.values import (
+    Drawing,
+    FollowingModel,
+    Generation,
+    Live,
+    Score,
+    Scorer,
+    StreamingModel,
+    Verdict,
+)
+from hallucination_guard.values.protocols import Compute, Found
 
 __all__ = ["Joined", "Together", "UnderWay"]
 
@@ -65,12 +75,12 @@ class Together:
         self._most, self._lock = most, threading.Lock()
         self._waiting: list[_Waiting] = []
 
-    def __call__(self, generation: Generation, live: Live, score: Scoring, of: tuple[object, ...]) -> Score:
+    def __call__(self, generation: Generation, compute: Compute, score: Scoring, of: tuple[object, ...]) -> Score:
         """The score of one answer.
 
         Args:
             generation: the answer.
-            live: of it: says whose turn it is to compute.
+            compute: says whose turn it is to compute.
             score: scores a batch.
             of: what it scores with: only those are scored together that wait for the very same model and scorer.
         """
@@ -90,7 +100,7 @@ class Together:
             return own.score
 
         try:
-            return live.compute(together)
+            return compute(together)
         finally:
             with self._lock:
                 self._waiting = [each for each in self._waiting if each is not own]
@@ -150,13 +160,17 @@ class Joined:
         return generation
 
     def score(self, generations: Sequence[Generation], score: Scoring) -> list[Score]:
-        """The scores of what was drawn last."""
-        assert self._live is not None
+        """The scores of what was drawn last, or of what something else drew."""
         try:
             of = (self._model, self._scorer)
-            return [self._together(each, self._live, score, of) for each in generations]
+            return [self._together(each, self._compute, score, of) for each in generations]
         finally:
             self._leave()
+
+    def _compute(self, work: Callable[[], Found]) -> Found:
+        if self._live is not None:
+            return self._live.compute(work)
+        return self._model.compute(work) if isinstance(self._model, FollowingModel) else work()
 
     def _leave(self) -> None:
         if self._live is not None:

@@ -41,6 +41,7 @@ from hallucination_guard.values import (
     ToolChoice,
     is_batch,
 )
+from hallucination_guard.values.protocols import Found
 
 __all__ = ["WhiteBoxModel"]
 
@@ -360,12 +361,16 @@ class WhiteBoxModel(Inside):
         Raises:
             InputError: if the prompt cannot be used.
         """
-        how = reading.reading_of(self, messages, question=question, compute=self._streams.compute, **offered)
+        how = reading.reading_of(self, messages, question=question, compute=self.compute, **offered)
         return HeardAnswer(pieces, how, gone=gone, unscorable=unscorable)
 
     def write(self, content: str, calls: Sequence[ToolCall]) -> str:
         """An answer with tool calls as this model writes it, for :meth:`read`: what served it gives them apart."""
         return write_calls(format_of(self.tokenizer), content, calls)
+
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives, in turn with what is drawn and computed for others."""
+        return self._streams.compute(work)
 
     def trace(self, generation: Generation, layers: range) -> Trace:
         """What the deep half needs to run again: kept from generating if possible, else one pass without a graph.

@@ -221,8 +221,7 @@ class Application:
 
         async def whole() -> Outcome:
             async with asyncio.timeout_at(deadline), self.places[asked.model].one():
-                return await asyncio.to_thread(
-                    guard.review,
+                return await guard.areview(
                     turns,
                     answer,
                     ended=asked.finish_reason or "read",

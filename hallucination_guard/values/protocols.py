@@ -200,6 +200,10 @@ class FollowingModel(StreamingModel, Protocol):
         """
         ...
 
+    def compute(self, work: Callable[[], Found]) -> Found:
+        """What ``work`` gives, in turn with what is drawn and computed for others."""
+        ...
+
 
 @runtime_checkable
 class Scorer(Protocol):

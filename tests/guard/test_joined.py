@@ -247,3 +247,50 @@ async def test_a_step_that_raises_what_no_future_holds_ends_the_call() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError):
             await asyncio.wait_for(guard.acall("Q?"), 5)
+
+
+class TestReviews:
+    async def test_they_are_scored_together_and_are_what_review_says(
+        self, tiny: WhiteBoxModel, scored: list[int]
+    ) -> None:
+        sink = MemorySink()
+        guard = Guard(tiny, policy=Accept(), audit=sink)
+        alone = [guard.review(each, "It is so.") for each in QUESTIONS]
+        scored.clear()
+        found = await asyncio.gather(*(guard.areview(each, "It is so.") for each in QUESTIONS))
+        assert max(scored) > 1 and sum(scored) == len(QUESTIONS)
+        for one, other in zip(found, alone, strict=True):
+            assert one.text == other.text == "It is so."
+            assert dict(one.verdict.score.scores) == pytest.approx(dict(other.verdict.score.scores), rel=1e-4)
+        assert len(sink.records) == 2 * len(QUESTIONS)
+
+    async def test_they_share_batches_with_what_is_drawn(self, tiny: WhiteBoxModel, scored: list[int]) -> None:
+        guard = Guard(tiny, policy=Accept(), generation=SETTINGS)
+        calls = [*map(guard.acall, QUESTIONS[:4]), *(guard.areview(each, "So.") for each in QUESTIONS[4:])]
+        found = await asyncio.gather(*calls)
+        assert sum(scored) == len(QUESTIONS)
+        assert [each.text == "So." for each in found] == [False] * 4 + [True] * 4
+
+    async def test_they_take_places_and_are_waited_for(self, tiny: WhiteBoxModel) -> None:
+        sink, goes = MemorySink(), threading.Event()
+
+        def slowly(record: Any) -> str:
+            goes.wait(10)
+            return sink(record)
+
+        guard = Guard(tiny, policy=Accept(), audit=slowly, max_calls=1)
+        task = asyncio.create_task(guard.areview("Who?", "Ada."))
+        await asyncio.sleep(0.05)
+        with pytest.raises(BusyError):
+            await guard.areview("Who?", "Ada.")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not guard.settle(0.05)
+        goes.set()
+        assert await asyncio.to_thread(guard.settle, 10) and len(sink.records) == 1
+
+    async def test_what_cannot_be_scored_is_decided_on(self, tiny: WhiteBoxModel) -> None:
+        guard = Guard(tiny, policy=AbstainBelow(score="hybridgrad", limit=1.0))
+        outcome = await guard.areview("Who?", "Ada.", unscorable="the prompt had an image")
+        assert outcome.text is None and outcome.verdict.score.status == "unscorable"

@@ -144,8 +144,7 @@ class Sidecar:
         part = await self._reached(self.upstream.answer(exchange.asked))
         heard = await asyncio.to_thread(exchange.heard, part)
         why = self._unscorable() or heard.unscorable
-        outcome = await asyncio.to_thread(
-            self.guard.review,
+        outcome = await self.guard.areview(
             messages,
             heard.text if why else heard.ids,
             unscorable=why,

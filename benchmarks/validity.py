@@ -16,7 +16,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from scipy.stats import binom
 
 from hallucination_guard.calibration import FUSED, Labelled, read_labelled
 from hallucination_guard.calibration.certificate import FIT_SHARE, Drafts, course, design
-from hallucination_guard.calibration.fusion import matrix, optimum
+from hallucination_guard.calibration.fusion import matrix, optimum, prior_of, ranges, signals_of
 from hallucination_guard.calibration.starts import furthest
 from hallucination_guard.errors import GuardError
 
@@ -55,11 +55,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Population:
-    """Single drafts: scores, labels, and the logs of the signals for the fused score."""
+    """Single drafts: scores, labels, and for the fused score the logs of the signals and what is believed of them."""
 
     scores: dict[str, np.ndarray]
     wrong: np.ndarray
     logs: np.ndarray
+    prior: Sequence[float]
 
 
 def population(answers: Sequence[Labelled], names: Sequence[str]) -> Population:
@@ -72,19 +73,17 @@ def population(answers: Sequence[Labelled], names: Sequence[str]) -> Population:
         {name: np.array([each.scores[name] for each in first]) for name in names if name != FUSED},
         np.array([not each.correct for each in first]),
         matrix(first) if FUSED in names else np.empty((len(first), 0)),
+        prior_of(signals_of(first)) if FUSED in names else (),
     )
 
 
-def fused(logs: np.ndarray, wrong: np.ndarray, of: np.ndarray) -> np.ndarray:
+def fused(pool: Population, of: np.ndarray) -> np.ndarray:
     """Fused scores of all answers, the weights fitted on the answers ``of``; on one label alone nothing is known."""
-    if len(set(wrong[of])) < 2:
-        return np.zeros(len(logs))
-    low, high = np.quantile(logs[of], [0.01, 0.99], axis=0)
-    held = np.clip(logs, low, high)
-    centre, scale = held[of].mean(axis=0), held[of].std(axis=0)
-    scale[scale < 1e-9] = 1.0
-    x = (held - centre) / scale
-    weights, intercept = optimum(x[of], wrong[of].astype(float))
+    if len(set(pool.wrong[of])) < 2:
+        return np.zeros(len(pool.logs))
+    low, high, centre, scale = ranges(pool.logs[of])
+    x = (pool.logs.clip(low, high) - centre) / scale
+    weights, intercept = optimum(x[of], pool.wrong[of].astype(float), prior=pool.prior)
     return np.exp(x @ weights + intercept)
 
 
@@ -117,7 +116,7 @@ def draw(
     share, spread = design(n, fused=name == FUSED)
     drawn = rng.integers(len(pool.wrong), size=n)
     of, to = drawn[: round(share * n)], drawn[round(share * n) :]
-    scores = fused(pool.logs, pool.wrong, of) if name == FUSED else pool.scores[name]
+    scores = fused(pool, of) if name == FUSED else pool.scores[name]
     found: list[tuple[bool, float] | None] = []
     thresholds = certified(scores, pool.wrong, of, to, alphas=alphas, delta=delta, spread=spread)
     for alpha, threshold in zip(alphas, thresholds, strict=True):
@@ -148,7 +147,7 @@ def validity(
             outcomes.append(draw(pool, name, alphas=alphas, delta=delta, n=n or len(pool.wrong), rng=rng))
             done()
         everything = np.arange(len(pool.wrong))
-        scores = fused(pool.logs, pool.wrong, everything) if name == FUSED else pool.scores[name]
+        scores = fused(pool, everything) if name == FUSED else pool.scores[name]
         for at, alpha in enumerate(alphas):
             column = [row[at] for row in outcomes]
             yield Result(
@@ -245,7 +244,7 @@ def main() -> int:
                     f"{each.coverage:10.3f}{each.best:7.3f}{'  TOO OFTEN' if each.exceeded > allowed else ''}"
                 )
             below = [alpha for alpha in arguments.alpha if alpha < base]
-            shuffled = Population(pool.scores, np.random.default_rng(arguments.seed).permutation(pool.wrong), pool.logs)
+            shuffled = replace(pool, wrong=np.random.default_rng(arguments.seed).permutation(pool.wrong))
             print(f"labels shuffled; α below the base rate: {', '.join(map(str, below)) or 'none'}")
             for each in validity(shuffled, arguments.scores, alphas=below, done=lambda: bar.advance(task), **settings):
                 broken += each.exceeded > allowed

@@ -44,7 +44,7 @@ def test_its_fused_scores_are_the_packages():
     pool = validity.population(answers, ["fused"])
     of = np.arange(100)
     fusion = fit_fusion(answers[:100])
-    found = validity.fused(pool.logs, pool.wrong, of)
+    found = validity.fused(pool, of)
     np.testing.assert_allclose(found, [fusion.score(each.scores, each.length) for each in answers], rtol=1e-9)
 
 

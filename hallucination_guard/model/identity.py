@@ -45,6 +45,13 @@ class Fingerprint:
             self._structure, self._weights = structure, weights
             return weights.hash, structure.hash
 
+    @property
+    def seen(self) -> tuple[object, object]:
+        """What was read last: other objects as soon as a change was seen, also one that was taken back."""
+        self()
+        with self._lock:
+            return self._structure, self._weights
+
     def _read(self) -> Weights:
         tensors = {
             name: each for name, each in self._model.state_dict(keep_vars=True).items() if isinstance(each, Tensor)

@@ -15,7 +15,7 @@ from hallucination_guard.model.anchor import locate_anchor
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.identity import Fingerprint
 from hallucination_guard.model.keeping import Tap
-from hallucination_guard.model.prefixes import Prefixes
+from hallucination_guard.model.prefixes import Prefixes, why_not
 from hallucination_guard.model.products import Products
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.template import render, template_hash
@@ -55,7 +55,12 @@ class Inside:
     @property
     def prefixes(self) -> Prefixes | None:
         """What was read before; None where nothing is kept of it."""
-        return self._prefixes
+        return None if self._prefixes is None or why_not(self.model) else self._prefixes
+
+    @property
+    def seen(self) -> tuple[object, object]:
+        """What is known of the model's numbers: the same objects as long as no change of them was seen."""
+        return self._fingerprint.seen
 
     @property
     def identity(self) -> ModelIdentity:

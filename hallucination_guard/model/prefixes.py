@@ -7,10 +7,10 @@ the longest common beginning can be taken from any earlier pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,9 +19,33 @@ from transformers import DynamicCache
 from hallucination_guard.errors import ConfigurationError
 from hallucination_guard.model.replay import filled
 
-__all__ = ["Prefixes"]
+__all__ = ["Prefixes", "why_not"]
 
+_BY_POSITION = frozenset(
+    {"default", "linear", "llama3", "yarn"}
+)  # rotary kinds where a key hangs on its position alone
 _Layers = tuple[tuple[Tensor, Tensor], ...]
+
+
+def why_not(model: Any) -> str:
+    """Why nothing that this model reads can be kept; empty if it can."""
+    if odd := sorted(_rotary_kinds(model.config.get_text_config(decoder=True)) - _BY_POSITION):
+        return f"keys of the rotary kind {odd[0]!r} hang on the length of what is read"
+    # A switch while another thread reads, and back, leaves no trace but keys that belong to neither.
+    if any(hasattr(each, "_disable_adapters") for each in model.modules()):
+        return "an adapter that is not merged can be switched while it is read"
+    return ""
+
+
+def _rotary_kinds(config: Any) -> set[str]:
+    """Also where each kind of layer has its own."""
+    found, waiting = set(), [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            found |= {each[name] for name in ("rope_type", "type") if isinstance(each.get(name), str)}
+            waiting += each.values()
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

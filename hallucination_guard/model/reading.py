@@ -150,11 +150,11 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
         products: whether to keep them; not for a replay with other states.
     """
     start = anchor if inside.sliceable else 0
-    prefixes, model, begun = inside.prefixes if start else None, None, 0
+    prefixes, seen, begun = inside.prefixes if start else None, None, 0
     cache = DynamicCache() if start else None
     if prefixes is not None:
-        model = inside.identity
-        cache, begun = prefixes.cache(ids, start, of=model)
+        seen = inside.seen
+        cache, begun = prefixes.cache(ids, start, of=seen)
     tap, kept = Tap(start - begun), Products(start - begun) if products else None
     view = inside.view_at(layers.start, tap, kept)
     with undisturbed(inside.model, grad=False):
@@ -163,8 +163,8 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
         inside.layout.decoder_of(view)(
             input_ids=tokens[:, begun:], attention_mask=mask, past_key_values=cache, use_cache=cache is not None
         )
-    if prefixes is not None and cache is not None:
-        prefixes.keep(ids, cache, of=model)
+    if prefixes is not None and cache is not None and inside.seen == seen:  # else it was changed while it was read
+        prefixes.keep(ids, cache, of=seen)
     deep = () if cache is None else cache.layers[layers.start :]
     tapped = tap.row(0)
     return Trace(

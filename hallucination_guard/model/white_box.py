@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack, cast, overload
 
 import torch
 
-from hallucination_guard.errors import InputError
+from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.model import generating, loading, packaged, reading
 from hallucination_guard.model.calling import format_of, write_calls
 from hallucination_guard.model.generating import Asked
@@ -22,7 +22,7 @@ from hallucination_guard.model.heard import HeardAnswer
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.live import LiveAnswer, Streams
 from hallucination_guard.model.loading import DeviceMap
-from hallucination_guard.model.prefixes import Prefixes
+from hallucination_guard.model.prefixes import Prefixes, why_not
 from hallucination_guard.model.profile import Profile
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.selftest import self_test as run_self_test
@@ -95,8 +95,11 @@ class WhiteBoxModel(Inside):
             most: bytes that they may take; what was not used for longest makes room.
 
         Raises:
-            ConfigurationError: if that is no positive whole number.
+            ConfigurationError: if that is no positive whole number, the keys of this model hang on more than their
+                position, or it has an adapter that is not merged.
         """
+        if why := why_not(self.model):
+            raise ConfigurationError(f"nothing can be kept of what {self.name!r} reads: {why}", hint="read without it")
         other = copy.copy(self)
         other._prefixes = Prefixes(most)
         return other

@@ -137,3 +137,56 @@ def test_threads_read_what_they_would_read_alone() -> None:
         each.join()
     for at, expected in enumerate(alone):
         assert found[at] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_nothing_is_kept_of_a_reading_in_which_the_weights_were_changed_and_changed_back() -> None:
+    model = white_box()
+    keeping = model.with_prefixes(PLENTY)
+    weight = model.model.get_input_embeddings().weight
+
+    def there_and_back(*_: Any) -> None:
+        with torch.no_grad():
+            weight.mul_(2.0)
+            weight.mul_(0.5)
+
+    scores(keeping, FIRST, "Paris.")
+    assert keeping.prefixes is not None
+    before = keeping.prefixes.size
+    handle = model.layout.list_of(model.model)[0].register_forward_pre_hook(there_and_back)
+    scores(keeping, SECOND, "Madrid.")
+    handle.remove()
+    assert keeping.prefixes.size <= before
+    assert scores(keeping, SECOND, "Madrid.") == pytest.approx(scores(model, SECOND, "Madrid."), rel=1e-9)
+
+
+def test_keys_that_hang_on_the_length_are_not_kept() -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 100,
+    }
+    made = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=100).double()
+    with pytest.raises(ConfigurationError, match="longrope"):
+        WhiteBoxModel(made, tiny_tokenizer()).with_prefixes(PLENTY)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+def test_an_adapter_that_can_be_switched_is_not_kept() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False)
+    model = WhiteBoxModel(peft.get_peft_model(tiny_model("llama"), config), tiny_tokenizer())
+    with pytest.raises(ConfigurationError, match="adapter"):
+        model.with_prefixes(PLENTY)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+def test_an_adapter_that_comes_later_ends_the_keeping() -> None:
+    peft = pytest.importorskip("peft")
+    model = white_box()
+    keeping = model.with_prefixes(PLENTY)
+    scores(keeping, FIRST, "Paris.")
+    peft.get_peft_model(model.model, peft.LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False))
+    assert keeping.prefixes is None
+    assert scores(keeping, SECOND, "Madrid.") == pytest.approx(scores(model, SECOND, "Madrid."), rel=1e-9)

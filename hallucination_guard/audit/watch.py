@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -24,6 +25,8 @@ from hallucination_guard.errors import AuditError, GuardError, InputError
 __all__ = ["RiskWatch", "watched"]
 
 _log = logging.getLogger("hallucination_guard")
+_REST = 0.1  # seconds in which a file that is written changes
+_PATIENCE = 2.0
 
 
 class RiskWatch:
@@ -66,8 +69,12 @@ class RiskWatch:
         """
         made = cls(log, Bets(alpha=alpha, level=level, floor=read_sample(log).floor), judge)
         made._read()
-        _named(made._history, made._sample, judge)
         return made
+
+    @property
+    def path(self) -> Path:
+        """Of the log whose answers are tested."""
+        return self._log_path
 
     @property
     def alpha(self) -> float:
@@ -93,9 +100,21 @@ class RiskWatch:
             return
         try:
             if self._stamp() != self._seen:
-                self._read()
+                self._read_patiently()
         except GuardError as error:
             self._suspend(f"the labels cannot be followed: {error.message}")
+
+    def _read_patiently(self) -> None:
+        """Read; where a file is being written at this moment, once it has come to rest."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            stamp = self._stamp()
+            try:
+                return self._read()
+            except AuditError:
+                time.sleep(_REST)
+                if self._stamp() == stamp or time.monotonic() > end:
+                    raise
 
     def _read(self) -> None:
         stamp = self._stamp()
@@ -110,6 +129,7 @@ class RiskWatch:
         self._evidence.sample(sample.chosen[0 if before is None else len(before.chosen) :])
         asked = {each.id for each in sample.chosen}
         _one_judge(history, asked, self._judge)
+        _named(history, sample, self._judge)
         known = {each.id for each in before.chosen} if before else set()
         for at, each in enumerate(history):
             # A label may be older than the draw that asks for it.

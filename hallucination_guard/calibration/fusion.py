@@ -109,6 +109,10 @@ class Fusion(BaseModel):
             raise ValueError("there is a probe exactly where it is one of the signals")
         if not all(each > 0 for each in self.scale):
             raise ValueError("a scale is not positive")
+        if not all(each >= 0 for each in self.weights):
+            raise ValueError("a weight is negative: no signal counts against another")
+        if not all(low <= high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("a signal's range is turned around")
         return self
 
     def score(self, scores: Mapping[str, float], length: int | None, states: States | None = None) -> float:
@@ -129,6 +133,8 @@ class Fusion(BaseModel):
         for at, name in enumerate(self.signals):
             held = min(max(log_of(name, scores, length), self.low[at]), self.high[at])
             z += self.weights[at] * (held - self.centre[at]) / self.scale[at]
+        if math.isnan(z):
+            raise CalibrationError("the fused score is not a number", hint="look for absurd numbers in its weights")
         return math.exp(min(max(z, -_FAR), _FAR))
 
 

@@ -183,12 +183,21 @@ class Loop:
         progress.scoring += score.seconds
         progress.tokens_in += len(generation.prompt_token_ids)
         progress.tokens_out += len(generation.response_token_ids)
-        verdict = self.judging.verdict(score, conditions=progress.conditions, attempt=progress.attempt)
+        verdict = self.judging.verdict(score, conditions=progress.conditions(generation), attempt=progress.attempt)
         progress.newest = Draft(attempt=progress.attempt, generation=generation, verdict=verdict)
         if progress.judged is None or progress.redraw is None or progress.redraw.keep == "last":
             progress.judged = progress.newest
         else:
             progress.judged = min(progress.judged, progress.newest, key=lambda draft: self.judging.doubt(draft.verdict))
+
+    def judge_again(self, progress: Progress) -> None:
+        """Say what the score that was judged means now: since then there may be labels, or another calibration."""
+        draft = progress.judged
+        assert draft is not None
+        verdict = self.judging.verdict(
+            draft.verdict.score, conditions=progress.conditions(draft.generation), attempt=draft.attempt, notices=False
+        )
+        progress.judged = replace(draft, verdict=verdict)
 
     def settle(self, progress: Progress) -> Decision:
         """Let the policy decide on what was judged, carry it out and record it; what it decided."""

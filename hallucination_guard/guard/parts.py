@@ -6,6 +6,7 @@ They may be exchanged between two calls, so every call looks at them again.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Self
 
@@ -184,6 +185,12 @@ class Parts:
             raise ConfigurationError(
                 "the watch suspends certificates, and the guard has none that covers its policy",
                 hint="calibrate with --alpha, and let the policy speak of max_risk; or leave the watch out",
+            )
+        own, tested = getattr(self.audit, "path", None), getattr(self.watch, "path", None)
+        if own is not None and tested is not None and os.path.realpath(own) != os.path.realpath(tested):
+            raise ConfigurationError(
+                f"the watch tests the answers of {str(tested)!r}, and the guard records in {str(own)!r}",
+                hint="give it the watch of its own log",
             )
         if risk is not None and self.watch.alpha > risk:
             raise ConfigurationError(

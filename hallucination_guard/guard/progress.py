@@ -92,11 +92,9 @@ class Progress:
             )
         return drawing
 
-    @property
-    def conditions(self) -> Conditions:
-        """Those of the newest draft: drawn as the call's first, since what is changed is the policy's, and its end."""
-        assert self.newest is not None and self.drawn_under is not None
-        generation = self.newest.generation
+    def conditions(self, generation: Generation) -> Conditions:
+        """Those of a draft: drawn as the call's first, since what is changed is the policy's, and its own end."""
+        assert self.drawn_under is not None
         ended = replace(
             self.drawn_under.ended(generation.finish_reason), generator=None if self.by is None else self.by.mark
         )

@@ -181,7 +181,7 @@ class Recorder:
             scores={} if escalated else dict(score.scores),
             anchor=None if escalated or score.anchor is None else asdict(score.anchor),
             prefix=None if escalated else score.prefix,
-            conditions=None if escalated else progress.conditions.to_json_dict(),
+            conditions=None if escalated else progress.conditions(generation).to_json_dict(),
             uncovered="" if escalated else draft.verdict.uncovered,
             confidence=None if escalated else draft.verdict.confidence,
             certificate=None if escalated else draft.verdict.certificate,

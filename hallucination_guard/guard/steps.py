@@ -68,7 +68,7 @@ class Steps:
         return keep(progress), progress.newest.verdict
 
     def decide(self, kept: Kept) -> tuple[Kept, Outcome]:
-        """Decide on what was scored, carry it out and record it.
+        """Decide on what was scored, as it is judged now, carry it out and record it.
 
         Returns:
             What is kept for another attempt, and the outcome. Where its decision is ``retry`` or ``retrieve`` it lets
@@ -78,6 +78,7 @@ class Steps:
             AuditError: if the log cannot be written. Nothing was decided then, and the step can be taken again.
         """
         loop, progress = self.guard._loop(), self._restored(kept)
+        loop.judge_again(progress)
         judged = replace(progress)  # a retrieval forgets what was judged
         decision = loop.settle(progress)
         outcome = progress.outcome or judged.end(decision, None)
@@ -89,5 +90,10 @@ class Steps:
             raise ConfigurationError(
                 f"a draft of {progress.newest.generation.model.name!r} was kept, and the guard's model is another one",
                 hint="go on with the model that the call began with, or ask again",
+            )
+        scored = progress.judged is not None and progress.judged.verdict.score.status == "scored"
+        if scored and progress.judged.verdict.score.scorer != self.guard.scorer.identity:  # type: ignore[union-attr]
+            raise ConfigurationError(
+                "a draft was scored by another scorer than the guard's", hint="go on with the scorer that it began with"
             )
         return progress

@@ -190,7 +190,7 @@ class Streaming:
         first = progress.judged is None and not progress.released_ids
         verdict = judging.verdict(
             score,
-            conditions=progress.conditions,
+            conditions=progress.conditions(generation),
             attempt=progress.attempt,
             at_least=progress.doubt,
             notices=first and progress.attempt == 1,

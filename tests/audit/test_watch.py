@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,13 @@ def test_a_judge_who_gives_no_labels_is_refused(log: Path) -> None:
             read(log, alpha=0.1, judge="an")
 
 
+def test_a_judge_whose_name_is_never_that_of_a_label_suspends(log: Path) -> None:
+    watch = RiskWatch.of_log(log, alpha=0.1, judge="humann")  # nobody has labelled yet
+    assert watch.suspended == ""
+    label(log, ids(log)[0], False, by="human")
+    assert "'humann' gave no labels" in watch.suspended
+
+
 # ----------------------------------------------------------------------------------------------- fails closed
 
 
@@ -289,6 +297,24 @@ def test_a_line_that_is_just_being_written_is_waited_for(log: Path) -> None:
         assert (watch.suspended, watch.state.labelled) == ("", 0)
         file.write(line[20:])
     assert watch.state.labelled == 1
+
+
+def test_a_sample_that_is_just_being_written_is_waited_for(log: Path) -> None:
+    watch = RiskWatch.of_log(log, alpha=0.1)
+    path = sample_path(log)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+
+    def finish() -> None:
+        with path.open("ab", buffering=0) as file:
+            for at in range(len(whole) - 20, len(whole)):
+                file.write(whole[at : at + 1])
+                time.sleep(0.01)
+
+    writing = threading.Thread(target=finish)
+    writing.start()
+    assert watch.suspended == ""
+    writing.join()
 
 
 def test_a_log_that_was_not_sampled_is_not_watched(tmp_path: Path) -> None:

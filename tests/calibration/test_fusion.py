@@ -246,3 +246,24 @@ def test_odd_weights_are_refused():
     for change in ({"weights": (1.0,)}, {"scale": (0.0,) * len(plain["scale"])}, {"signals": ("x",) * 5}):
         with pytest.raises(ValueError):
             Fusion(**{**plain, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("weights", lambda each: -1.0 - each), ("low", lambda each: each + 1e6), ("scale", lambda each: -each)],
+)
+def test_a_file_with_numbers_that_fitting_never_gives_is_refused(name, change):
+    plain = fit_fusion(answers(60)).model_dump()
+    with pytest.raises(ValueError, match=r"weight|range|scale"):
+        Fusion(**{**plain, name: tuple(map(change, plain[name]))})
+
+
+def test_what_is_not_a_number_is_an_error():
+    plain = fit_fusion(answers(60)).model_dump()
+    size = len(plain["signals"])
+    odd = Fusion(
+        **{**plain, "weights": (1e308,) * size, "scale": (1e-308,) * size, "low": (-1e3,) * size, "high": (1e3,) * size}
+    )
+    few = {"paragrad": 1e9, "mean_nll": 1e-9, "semgrad": 1e9}
+    with pytest.raises(CalibrationError, match="not a number"):
+        odd.score({**answers(1)[0].scores, **few}, 3)

@@ -11,8 +11,9 @@ from hallucination_guard import Calibration, Guard
 from hallucination_guard.audit import AuditLog, RiskWatch, draw_sample, label, labels_path, read_sample, records
 from hallucination_guard.calibration import Certificate, DriftMonitor, RiskTest
 from hallucination_guard.errors import CalibrationError, ConfigurationError
+from hallucination_guard.guard import Steps
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Conditions, Watch
+from hallucination_guard.values import Call, Conditions, Watch
 from hallucination_guard_policies import AbstainBelow
 
 REFERENCE = tuple(0.01 * at for at in range(100))
@@ -181,3 +182,43 @@ def test_a_guard_under_another_policy_shares_what_was_noticed() -> None:
 def test_a_guard_under_a_policy_that_no_certificate_keeps_is_refused() -> None:
     with pytest.raises(CalibrationError, match="smallest risk certified"):
         guard(None).with_policy(AbstainBelow(max_risk=0.1))
+
+
+def test_a_draft_that_waits_between_two_steps_is_judged_when_it_is_decided_on() -> None:
+    test = RiskTest(alpha=0.2)
+    steps = Steps(guard(test))
+    kept, _ = steps.score(steps.draw(steps.begin("Capital?", request_id="r", call=Call())))
+    while not test.suspended:
+        test.add(correct=False, probability=1.0)
+    _, outcome = steps.decide(kept)
+    assert outcome.text is None and outcome.decision.rule == "suspended"
+
+
+def test_a_draft_that_waits_is_decided_on_by_the_calibration_of_the_one_who_decides() -> None:
+    asks = {"policy": AbstainBelow(confidence=0.5)}
+    sure, unsure = (guard(None, calibration=calibration(intercept=at), **asks) for at in (9.0, -9.0))
+    kept, verdict = Steps(sure).score(Steps(sure).draw(Steps(sure).begin("Capital?", request_id="r", call=Call())))
+    assert verdict.confidence is not None
+    decided = {name: Steps(each).decide(kept)[1] for name, each in (("sure", sure), ("unsure", unsure))}
+    assert decided["sure"].confidence != decided["unsure"].confidence
+    assert {each.accepted for each in decided.values()} == {True, False}
+
+
+def test_a_draft_of_another_scorer_is_not_decided_on() -> None:
+    policy = AbstainBelow(score="hybridgrad", limit=1.0)
+    scorers = ScriptedScorer(0.5), ScriptedScorer(0.5, settings={"layers": "official"})
+    one, other = (Guard(ScriptedModel("Lyon"), policy=policy, scorer=each) for each in scorers)
+    kept, _ = Steps(one).score(Steps(one).draw(Steps(one).begin("Capital?", request_id="r", call=Call())))
+    with pytest.raises(ConfigurationError, match="another scorer"):
+        Steps(other).decide(kept)
+
+
+def test_the_watch_of_another_log_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        AuditLog(tmp_path / f"{name}.jsonl", fsync=False).close()
+        draw_sample(tmp_path / f"{name}.jsonl", rate=0.5)
+    watch = RiskWatch.of_log(tmp_path / "a.jsonl", alpha=0.1)
+    with AuditLog(tmp_path / "b.jsonl", fsync=False) as other, pytest.raises(ConfigurationError, match=r"a\.jsonl"):
+        guard(watch, audit=other)
+    with AuditLog(tmp_path / "a.jsonl", fsync=False) as own:
+        assert guard(watch, audit=own)("Capital?").accepted

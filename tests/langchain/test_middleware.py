@@ -39,7 +39,7 @@ from hallucination_guard_langchain import (
     LowConfidenceError,
     unsure_call,
 )
-from hallucination_guard_policies import AbstainBelow, EscalateBelow, RetrieveBelow
+from hallucination_guard_policies import AbstainBelow, EscalateBelow, MarkSentences, RedactSentences, RetrieveBelow
 
 DRAFT = "zebra quagga okapi"
 ASKED = {"messages": [HumanMessage("Which animal is striped?")]}
@@ -111,6 +111,55 @@ def _guard(score: Any, policy: Any = BELOW, **settings: Any) -> Guard:
 
 def _last(state: Any) -> Any:
     return state["messages"][-1]
+
+
+class TestWhatLeavesIsWhatWasDecidedOn:
+    """Not the draft beside it: a sentence that was taken out, a block that is no text, words in its metadata."""
+
+    SAID = "Paris is the capital. It has nine moons."
+
+    def guard(self, policy: Any) -> Guard:
+        def doubts(text: str) -> dict[str, float]:
+            return {"mean_nll": 9.0 if "moons" in text else 0.1}
+
+        scorer = ScriptedScorer(0.1, by_sentence=doubts)
+        return Guard(ScriptedModel("x"), policy=policy, scorer=scorer, audit=MemorySink())
+
+    def message(self, answer: Any, guard: Guard) -> Any:
+        agent = create_agent(Served(answers=[answer]), middleware=[HallucinationGuardMiddleware(guard)])
+        return _last(agent.invoke(ASKED))
+
+    def test_a_sentence_that_is_taken_out_does_not_leave(self) -> None:
+        message = self.message(self.SAID, self.guard(RedactSentences(score="mean_nll", limit=1.0)))
+        assert message.content == "Paris is the capital."
+
+    def test_a_mark_is_put(self) -> None:
+        message = self.message(self.SAID, self.guard(MarkSentences(score="mean_nll", limit=1.0)))
+        assert message.content.startswith("Paris is the capital. It has nine moons. ") and "[" in message.content
+
+    def test_blocks_that_are_no_text_and_words_beside_it_do_not_leave(self) -> None:
+        draft = AIMessage(
+            [
+                {"type": "text", "text": "Zebras."},
+                {"type": "reasoning", "reasoning": DRAFT},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+            ],
+            additional_kwargs={"reasoning_content": DRAFT},
+            response_metadata={"logprobs": {"content": [{"token": DRAFT}]}, "finish_reason": "stop"},
+            id="served-1",
+            usage_metadata={"input_tokens": 7, "output_tokens": 3, "total_tokens": 10},
+        )
+        message = self.message(draft, _guard(0.1))
+        assert message.content == "Zebras." and DRAFT not in repr(message) and "base64" not in repr(message)
+        assert message.id == "served-1" and message.response_metadata["finish_reason"] == "stop"
+        assert message.usage_metadata["total_tokens"] == 10
+
+    def test_a_call_keeps_its_id(self) -> None:
+        agent = create_agent(
+            Served(answers=[_call(), "Done."]), tools=[pay], middleware=[HallucinationGuardMiddleware(_guard(0.1))]
+        )
+        messages = agent.invoke(ASKED)["messages"]
+        assert [each.tool_call_id for each in messages if isinstance(each, ToolMessage)] == ["c5"]
 
 
 class TestDecisions:

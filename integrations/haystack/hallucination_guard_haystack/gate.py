@@ -70,5 +70,6 @@ class ConfidenceGate:
         outcome = self.guard.review(asked, written.content)
         reply = self._reply(outcome)
         if outcome.accepted and outcome.attempts == 1:  # later drafts are the guard's own
-            return ChatMessage.from_assistant(reply.text, meta={**draft.meta, **reply.metadata}), True
+            kept = draft.meta if reply.text == written.content else {}  # a server may write the draft's words there
+            return ChatMessage.from_assistant(reply.text, meta={**kept, **reply.metadata}), True
         return as_chat_message(reply, model_name=str(self.guard.model.name)), reply.answered

@@ -21,6 +21,7 @@ __all__ = [
     "LowConfidenceError",
     "as_ai_message",
     "as_guard_messages",
+    "as_let_through",
     "thread_of",
     "unreadable",
     "verdict_of",
@@ -32,6 +33,8 @@ LLM_TYPE = "hallucination-guard"
 
 # Blocks of earlier turns that say nothing to the reader: calls stand in tool_calls, thoughts are not handed on.
 _UNSAID = frozenset({"tool_use", "tool_call", "invalid_tool_call", "reasoning", "thinking"})
+# Of a draft's metadata.
+_KEPT = ("model_name", "model_provider", "finish_reason")
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "function"}
 
 
@@ -142,3 +145,23 @@ def as_ai_message(outcome: Outcome, *, abstention: str, model_name: str) -> AIMe
             total_tokens=reply.tokens_in + reply.tokens_out,
         ),
     )
+
+
+def as_let_through(outcome: Outcome, draft: AIMessage, *, abstention: str, model_name: str) -> AIMessage:
+    """A draft of another model's that was let through: what was decided on, and nothing else that says anything.
+
+    Blocks that are no text, reasoning beside the text and metadata with the draft's words were not scored. Kept are its
+    id, its usage, how it was drawn, and the ids of its calls.
+    """
+    message = as_ai_message(outcome, abstention=abstention, model_name=model_name)
+    message.usage_metadata = draft.usage_metadata or message.usage_metadata
+    message.id, message.name = draft.id, draft.name
+    # Not all metadata: a server may write the draft's words anywhere.
+    message.response_metadata |= {key: each for key, each in draft.response_metadata.items() if key in _KEPT}
+    if [_what(each) for each in draft.tool_calls] == [_what(each) for each in message.tool_calls]:
+        message.tool_calls = draft.tool_calls
+    return message
+
+
+def _what(call: LangChainToolCall) -> tuple[str, dict[str, Any]]:
+    return call["name"], call["args"]

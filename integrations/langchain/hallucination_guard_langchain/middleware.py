@@ -37,6 +37,7 @@ from hallucination_guard_langchain.convert import (
     LowConfidenceError,
     as_ai_message,
     as_guard_messages,
+    as_let_through,
     thread_of,
     unreadable,
     without_media,
@@ -203,11 +204,10 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             return written  # as it was streamed
         if outcome.accepted:
             sure = self._sure(outcome)
-            own = outcome.attempts > 1 and not isinstance(request.model, GuardedChatModel)
-            message = self._with_verdict(self._message(outcome) if own else draft, outcome, sure)
+            message = self._with_verdict(self._let_through(request, draft, outcome), outcome, sure)
             shaky = self._shaky(outcome, sure)
             if not shaky:
-                if not own:  # what LangChain made of it (a structured response) holds for this draft
+                if message.content == draft.text:  # then a structured response that was made of it holds as well
                     result = [message if each is draft else each for each in written.result]
                     return ModelResponse(result=result, structured_response=written.structured_response)
                 return ModelResponse(result=[message])
@@ -219,6 +219,15 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
         if self.exit_behavior == "error":
             raise LowConfidenceError(outcome)
         return ModelResponse(result=[self._message(outcome)])
+
+    def _let_through(self, request: ModelRequest[Any], draft: AIMessage, outcome: Outcome) -> AIMessage:
+        """The message that was decided on."""
+        if isinstance(request.model, GuardedChatModel):
+            return draft  # it is the outcome's already
+        if outcome.attempts > 1:  # later drafts are the guard's own
+            return self._message(outcome)
+        model_name = str(self.guard.model.name)
+        return as_let_through(outcome, draft, abstention=self.abstention_message, model_name=model_name)
 
     def _outcome(self, request: ModelRequest[Any], draft: AIMessage, outcomes: Sequence[Outcome]) -> Outcome:
         if isinstance(request.model, GuardedChatModel):  # it has decided

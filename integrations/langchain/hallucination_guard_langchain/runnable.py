@@ -24,7 +24,13 @@ from pydantic import ConfigDict, Field
 from hallucination_guard.errors import CallError, ConfigurationError, GuardError, InputError, without_frames
 from hallucination_guard.guard import ABSTENTION, Guard, OnAbstain
 from hallucination_guard.values import Message, Outcome
-from hallucination_guard_langchain.convert import LowConfidenceError, as_ai_message, as_guard_messages, thread_of
+from hallucination_guard_langchain.convert import (
+    LowConfidenceError,
+    as_ai_message,
+    as_guard_messages,
+    as_let_through,
+    thread_of,
+)
 from hallucination_guard_langchain.quiet import refuse_listeners, unheard
 
 __all__ = ["GuardRunnable"]
@@ -170,20 +176,15 @@ class GuardRunnable(RunnableSerializable[LanguageModelInput, Any]):
         return self._like(written, outcome)
 
     def _like(self, written: object, outcome: Outcome) -> Any:
-        message = as_ai_message(outcome, abstention=self.abstention, model_name=str(self.guard.model.name))
+        named = {"abstention": self.abstention, "model_name": str(self.guard.model.name)}
+        if isinstance(written, AIMessage) and outcome.accepted and outcome.attempts == 1:
+            return as_let_through(outcome, written, **named)
+        message = as_ai_message(outcome, **named)  # later drafts are the guard's own
         if not isinstance(written, BaseMessage):
             return message.content
         if isinstance(written, AIMessage) and outcome.attempts == 1:
             message.usage_metadata = written.usage_metadata or message.usage_metadata
-        if outcome.accepted and outcome.attempts == 1:  # later drafts are the guard's own
-            message.id = written.id
-            # Not all metadata, and none with an abstention: a server may write the draft's words anywhere.
-            kept = {key: each for key, each in written.response_metadata.items() if key in _KEPT}
-            message.response_metadata |= kept
         return message
-
-
-_KEPT = ("model_name", "model_provider", "finish_reason")
 
 
 def _as_messages(value: object) -> list[BaseMessage]:

@@ -55,7 +55,7 @@ class ConfidenceEvaluator(BaseEvaluator):
             passages = [Passage(id=str(at), text=text) for at, text in enumerate(contexts, start=1)]
             asked = with_passages(asked, passages, self.template)
         outcome = self.guard.review(asked, response)
-        passing = outcome.accepted and outcome.attempts == 1
+        passing = outcome.accepted and outcome.text == response  # not of another draft, nor without a sentence
         scored = outcome.verdict.score.status == "scored"
         return EvaluationResult(
             query=query,

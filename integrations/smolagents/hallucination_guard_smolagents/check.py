@@ -37,7 +37,8 @@ class AnswerCheck:
         tasks = [step.task for step in memory.steps if isinstance(step, TaskStep)]
         if not tasks:
             raise InputError("the agent's memory has no task", hint="use the check in final_answer_checks")
-        outcome = self.guard.review(tasks[-1], str(final_answer))
-        if not outcome.accepted or outcome.attempts > 1:
+        answer = str(final_answer)
+        outcome = self.guard.review(tasks[-1], answer)
+        if not outcome.accepted or outcome.text != answer:  # of another draft, or without a sentence
             raise NotAnswered(outcome)
         return True

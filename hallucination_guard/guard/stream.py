@@ -259,7 +259,8 @@ def _ends(live: Live, seen: int, *, whole: bool) -> list[int]:
     if whole or not sentence_ends(live.texts(), seen):  # this is asked at every token
         return []
     sure, texts = _sure(live)
-    return [stop for stop in sentence_ends(texts, seen) if len("".join(texts[:stop])) <= sure]
+    lengths = list(accumulate(map(len, texts)))
+    return [stop for stop in sentence_ends(texts, seen) if lengths[stop - 1] <= sure]
 
 
 def _further(live: Live, shown: str, whole: bool) -> str:

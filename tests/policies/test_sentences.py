@@ -62,6 +62,20 @@ REDACT = RedactSentences(score="mean_nll", limit=1.0)
 RULES = [MARK, REDACT, MarkSentences(alpha=0.2), RedactSentences(alpha=0.2, at_most=1, guarantee="average")]
 
 
+class Wraps:
+    """A policy of one's own around another one, which does not say that it edits."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        decision: Decision = self._policy(verdict, situation)
+        return decision
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": "Wraps", "of": [self._policy.describe()]}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_a_rule_is_a_policy_that_edits(rule: Any) -> None:
     assert isinstance(rule, Policy) and rule.edits and not rule.redraws
@@ -201,6 +215,14 @@ def test_what_would_undo_an_edit_is_refused() -> None:
         MARK & AbstainBelow(score="hybridgrad", limit=1.0)
     with pytest.raises(PolicyError):
         MARK | REDACT
+
+
+def test_neither_does_the_edit_of_one_that_did_not_say_so() -> None:
+    doubtful = verdict(0.5, 1.5, 1.0)
+    with pytest.raises(PolicyError, match="under '&'"):
+        (AbstainBelow(score="hybridgrad", limit=1.0) & Wraps(MARK))(doubtful, FIRST)
+    with pytest.raises(PolicyError, match="two rules of a chain edit"):
+        (Wraps(REDACT) | MARK)(doubtful, FIRST)
 
 
 def test_a_document_says_the_same() -> None:

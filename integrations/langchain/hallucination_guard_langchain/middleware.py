@@ -203,7 +203,9 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             return written  # as it was streamed
         if outcome.accepted:
             sure = self._sure(outcome)
-            own = outcome.attempts > 1 and not isinstance(request.model, GuardedChatModel)
+            # What the draft says is not what leaves: another one was drawn, or sentences are marked or left out.
+            other = outcome.attempts > 1 or outcome.retention not in (None, 1.0)
+            own = other and not isinstance(request.model, GuardedChatModel)
             message = self._with_verdict(self._message(outcome) if own else draft, outcome, sure)
             shaky = self._shaky(outcome, sure)
             if not shaky:

@@ -20,9 +20,9 @@ __all__ = ["ConfidenceEvaluator"]
 class ConfidenceEvaluator(BaseEvaluator):
     """An evaluator whose ``passing`` is the guard's decision and whose ``score`` is the confidence.
 
-    An answer passes if the policy accepts it as it is; ``feedback`` is the reason. It says what it thinks and holds
-    nothing back: a ``RetryQueryEngine`` hands out the answer of its last try unseen, so give its engine a
-    :class:`GuardedLLM` where nothing may leave undecided.
+    An answer passes if the policy accepts it as it is, no sentence marked or left out; ``feedback`` is the reason. It
+    says what it thinks and holds nothing back: a ``RetryQueryEngine`` hands out the answer of its last try unseen, so
+    give its engine a :class:`GuardedLLM` where nothing may leave undecided.
 
     Args:
         guard: its model reads, its policy decides.
@@ -55,7 +55,7 @@ class ConfidenceEvaluator(BaseEvaluator):
             passages = [Passage(id=str(at), text=text) for at, text in enumerate(contexts, start=1)]
             asked = with_passages(asked, passages, self.template)
         outcome = self.guard.review(asked, response)
-        passing = outcome.accepted and outcome.attempts == 1
+        passing = outcome.accepted and outcome.attempts == 1 and outcome.retention in (None, 1.0)
         scored = outcome.verdict.score.status == "scored"
         return EvaluationResult(
             query=query,

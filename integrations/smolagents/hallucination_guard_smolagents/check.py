@@ -38,6 +38,7 @@ class AnswerCheck:
         if not tasks:
             raise InputError("the agent's memory has no task", hint="use the check in final_answer_checks")
         outcome = self.guard.review(tasks[-1], str(final_answer))
-        if not outcome.accepted or outcome.attempts > 1:
+        # A check passes the answer on as it is: one with sentences to be marked or left out is not accepted so.
+        if not outcome.accepted or outcome.attempts > 1 or outcome.retention not in (None, 1.0):
             raise NotAnswered(outcome)
         return True

@@ -10,11 +10,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from html import unescape
 from itertools import accumulate
 
-__all__ = ["has_visible", "sentence_ends", "sentence_ranges", "sentence_starts", "whole_characters"]
+__all__ = ["can_be_seen", "has_visible", "sentence_ends", "sentence_ranges", "sentence_starts", "whole_characters"]
 
 _VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
+# Letters and symbols of Unicode that are drawn as nothing: fillers of Hangul, blank Braille, a note without a head; and
+# what stands for an object that is not there.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159\ufffc")
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<[^<>]*+>", re.DOTALL)  # what a renderer of Markdown or HTML shows nothing of
 # What may end a sentence, and the white space behind it. Possessive, and what ends none is consumed as well: a model
 # that goes round in circles writes a thousand line breaks or full stops, and a look from each of them would cube them.
 _END = re.compile(r"([.!?…]++[\"'”’»)\]*]*+|[。！？]++[」』”’）]*+|(?=\n))(\s*+)")
@@ -27,6 +32,13 @@ _SPACE = re.compile(r"\s*+")
 def has_visible(text: str) -> bool:
     """Whether there is anything in it that could be right or wrong: letters, numbers or symbols."""
     return any(unicodedata.category(each)[0] in _VISIBLE for each in text)
+
+
+def can_be_seen(text: str) -> bool:
+    """Whether a reader sees anything of it, also where it is rendered: a comment or a tag alone is not seen."""
+    return any(
+        unicodedata.category(each)[0] in "LNPS" and each not in _BLANK for each in unescape(_HIDDEN.sub("", text))
+    )
 
 
 def sentence_starts(text: str) -> list[int]:

@@ -225,6 +225,45 @@ def test_neither_does_the_edit_of_one_that_did_not_say_so() -> None:
         (Wraps(REDACT) | MARK)(doubtful, FIRST)
 
 
+INVISIBLE = [
+    *("", " ", "\n", "\t ", "\u00a0", "\u3000", "\u2003"),
+    *("\0", "\x1b", "\u200b", "\u200d", "\u200e", "\u202e", "\u2060", "\u00ad", "\ufeff", "\U000e0041"),
+    *("\u034f", "\u0332", "\ufe0f", "\u180b", "\ud800", "\ue000", "\u0378"),
+    *("\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\U0001d159", "\ufffc"),
+    *(
+        "<!-- -->",
+        " <!-- unverified -->",
+        "<!-- unverified",
+        "<unverified>",
+        "<b></b>",
+        '<img alt="unverified">',
+        "<?x?>",
+    ),
+    *("&nbsp;", "&#8203;", "&ZeroWidthSpace;", "<i>&#x200b;</i>", " \u200b<!-- x -->\u2800 "),
+]
+
+
+@pytest.mark.parametrize("marker", INVISIBLE, ids=ascii)
+def test_a_mark_that_nobody_sees_is_refused(marker: str) -> None:
+    with pytest.raises(PolicyError, match="marker is"):
+        MarkSentences(score="mean_nll", limit=1.0, marker=marker)
+    plain = {
+        "id": "x",
+        "version": 1,
+        "rules": [{"mark": {"above": {"score": "mean_nll", "limit": 1}, "marker": marker}}],
+    }
+    with pytest.raises(PolicyError):
+        load_policy(plain)
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [" [unverified]", "?", " (?)", "*", "⚠️", "\n> unsure", "<b>?</b>", " &#x2753;", " < 0.5", "‽", "。", "未確認"],
+)
+def test_a_mark_that_is_seen_is_kept(marker: str) -> None:
+    assert MarkSentences(score="mean_nll", limit=1.0, marker=marker).marker == marker
+
+
 def test_a_document_says_the_same() -> None:
     plain: dict[str, Any] = {
         "id": "long",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -379,12 +380,8 @@ class ScriptedLive:
 
     def texts(self) -> tuple[str, ...]:
         """What each token so far adds to the text."""
-        found, whole = [], ""
-        for stop in range(1, self.drawn + 1):
-            text = bytes(self._ids[:stop]).decode("utf-8", "ignore")
-            found.append(text[len(whole) :])
-            whole = text
-        return tuple(found)
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        return tuple(decoder.decode(bytes((each,))) for each in self._ids[: self.drawn])
 
     def prose(self) -> int:
         """How many characters are surely in no call and in no stop text."""

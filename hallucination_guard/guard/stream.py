@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from hallucination_guard.errors import ModelError
+from hallucination_guard.errors import ModelError, PolicyError
 from hallucination_guard.guard.in_a_thread import ReaderGone
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.progress import Draft, Progress
@@ -186,6 +186,12 @@ class Streaming:
                 return
 
     def _decide(self, progress: Progress, generation: Generation, score: Score) -> Decision:
+        """What the policy says of the answer up to here.
+
+        Raises:
+            PolicyError: if it marks or leaves out sentences: what has left cannot be edited, and a policy that wraps
+                one that edits need not say so beforehand.
+        """
         judging = self.loop.judging
         first = progress.judged is None and not progress.released_ids
         verdict = judging.verdict(
@@ -197,6 +203,11 @@ class Streaming:
         )
         progress.newest = progress.judged = Draft(attempt=progress.attempt, generation=generation, verdict=verdict)
         decision = self.loop.decide(progress, verdict)
+        if decision.edit is not None:
+            raise PolicyError(
+                f"the rule {decision.rule!r} edits the sentences of an answer that leaves sentence by sentence",
+                hint="call the guard instead; a policy that edits says edits = True",
+            )
         if decision.action == "accept":
             progress.doubt = judging.value(score, at_least=progress.doubt)
         else:
@@ -259,7 +270,8 @@ def _ends(live: Live, seen: int, *, whole: bool) -> list[int]:
     if whole or not sentence_ends(live.texts(), seen):  # this is asked at every token
         return []
     sure, texts = _sure(live)
-    return [stop for stop in sentence_ends(texts, seen) if len("".join(texts[:stop])) <= sure]
+    lengths = list(accumulate(map(len, texts)))
+    return [stop for stop in sentence_ends(texts, seen) if lengths[stop - 1] <= sure]
 
 
 def _further(live: Live, shown: str, whole: bool) -> str:

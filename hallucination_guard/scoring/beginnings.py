@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -143,8 +144,9 @@ def score_beginnings(
     calls, json = generation.written_calls, generation.settings.response_schema is not None
     sure = calls[0].start if calls else len(generation.text)  # calls are judged with the whole answer, and so is JSON
     stops: list[int] = []
+    lengths = list(accumulate(map(len, texts)))
     for end in () if json else sentence_ends(texts):
-        if len("".join(texts[:end])) > sure:
+        if lengths[end - 1] > sure:
             break
         stop = whole_characters(
             end,

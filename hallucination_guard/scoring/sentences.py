@@ -9,6 +9,7 @@ name in ``scores``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -154,7 +155,7 @@ def locate(texts: Sequence[str], thinking: int, content: str) -> tuple[list[tupl
     for text in texts:
         firsts.append(at + len(text) - len(text.lstrip()))
         at += len(text)
-    begins = [0, *(max(each for each in starts if each <= firsts[start]) for start, _ in ranges[1:])]
+    begins = [0, *(starts[bisect_right(starts, firsts[start], lo=1) - 1] for start, _ in ranges[1:])]
     characters = list(zip(begins, [*begins[1:], len(content)], strict=True))
     # A beginning without anything visible ("---" in front of a list) is of the sentence that follows it.
     kept: list[tuple[tuple[int, int], tuple[int, int]]] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -18,6 +20,11 @@ Guarantee: TypeAlias = Literal["certified", "average"]
 """What a back-off threshold promises. ``certified``: with probability 1 − δ over the calibration draw at most a share α
 of responses keeps more wrong sentences than it may; ``average``: that share is at most α over calibration and use
 together, and given one calibration it may be larger."""
+
+# The line of a fence: what indents or quotes it, items of lists that begin on it, the fence, what is said of the code.
+_FENCE = re.compile(
+    r"(?:^|(?<=[\r\n]))([ \t>]*+)((?:(?:[-+*]|\d{1,9}[.)])[ \t]++[ \t>]*+)*+)(`{3,}+|~{3,}+)([^\r\n]*+)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +122,7 @@ class Edit:
         manner: ``mark`` or ``redact``.
         doubtful: their numbers from 0 up, rising.
         sentences: how many sentences the answer has.
-        marker: what is written behind each of them; of ``mark`` only.
+        marker: what is written behind each of them, or beside the line of a fence; of ``mark`` only.
     """
 
     manner: Manner
@@ -147,7 +154,7 @@ class Edit:
 
 
 def edited(content: str, sentences: Sequence[Sentence], edit: Edit) -> str:
-    """The text as it is delivered.
+    """The text as it is delivered: nothing but marks is added to it, or sentences are left out.
 
     Args:
         content: of the answer, ``Generation.content``.
@@ -160,13 +167,67 @@ def edited(content: str, sentences: Sequence[Sentence], edit: Edit) -> str:
     ends = [0, *(each.end for each in sentences)]
     if len(sentences) != edit.sentences or ends[:-1] != [each.begin for each in sentences] or ends[-1] != len(content):
         raise ValueError(f"{len(sentences)} sentences up to {ends!r} are not those of a text of {len(content)}")
-    pieces = []
-    for number, each in enumerate(sentences):
-        text = content[each.begin : each.end]
-        if number not in edit.doubtful:
-            pieces.append(text)
-        elif edit.manner == "mark":
-            visible = text.rstrip()
-            pieces.append(visible + edit.marker + text[len(visible) :])
-    whole = "".join(pieces)
-    return whole.strip() if edit.manner == "redact" else whole
+    doubtful = frozenset(edit.doubtful)
+    if edit.manner == "redact":
+        kept = (content[each.begin : each.end] for number, each in enumerate(sentences) if number not in doubtful)
+        return "".join(kept).strip()
+    fences, pieces, at = _fences(content), [], 0
+    for number in edit.doubtful:
+        each = sentences[number]
+        place, mark = _mark(content, each.begin + len(content[each.begin : each.end].rstrip()), edit.marker, fences)
+        # Two sentences on the line that opens a fence have their marks in front of it, one after the other.
+        pieces += [content[at:place], mark]
+        at = place
+    return "".join([*pieces, content[at:]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fence:
+    """A line of Markdown that begins or ends a block of code, or looks like one.
+
+    Args:
+        begin: its first character.
+        end: the character after its last, without the line break.
+        opens: whether it is the first line of a block.
+        indent: what stands before it and may stand before a paragraph beside it.
+    """
+
+    begin: int
+    end: int
+    opens: bool
+    indent: str
+
+
+def _fences(content: str) -> tuple[_Fence, ...]:
+    """The lines of fences; which of them open a block is told as far as it can be without parsing lists and quotes."""
+    found: list[_Fence] = []
+    inside = ""
+    for match in _FENCE.finditer(content):
+        indent, _, fence, info = match.groups()
+        if fence[0] in info and fence[0] == "`":  # code within a line of text
+            continue
+        opens = not inside
+        if opens:
+            inside = fence
+        elif fence.startswith(inside) and not info.strip():
+            inside = ""
+        found.append(_Fence(begin=match.start(), end=match.end(), opens=opens, indent=indent))
+    return tuple(found)
+
+
+def _mark(content: str, end: int, marker: str, fences: Sequence[_Fence]) -> tuple[int, str]:
+    """Where the mark of a sentence that ends there stands, and how it is written.
+
+    What stands behind a fence on its line is shown to nobody, or the fence is none any more: there the mark is a
+    paragraph of its own, before a line that opens a block and after any other.
+    """
+    at = bisect_left(fences, end, key=lambda each: each.end)
+    if at == len(fences) or fences[at].begin >= end:
+        return end, marker
+    fence = fences[at]
+    own = f"{fence.indent}{marker.strip()}"
+    if fence.opens:
+        before = content[: fence.begin]
+        return fence.begin, ("" if not before or before.endswith("\n\n") else "\n") + f"{own}\n\n"
+    after = content[fence.end :]
+    return fence.end, f"\n\n{own}" + ("\n" if after.strip() and not after.startswith("\n\n") else "")

@@ -6,24 +6,39 @@ character: every token to exactly one, in order.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from html import unescape
+from itertools import accumulate
 
-__all__ = ["has_visible", "sentence_ends", "sentence_ranges", "sentence_starts", "whole_characters"]
+__all__ = ["can_be_seen", "has_visible", "sentence_ends", "sentence_ranges", "sentence_starts", "whole_characters"]
 
 _VISIBLE = "LNS"  # letters, numbers, symbols: what could be right or wrong; not marks, punctuation or what has no width
-# Possessive: a model that goes round in circles writes a thousand line breaks, and backtracking would cube them.
-_END = re.compile(r"(?:[.!?…]++[\"'”’»)\]*]*+\s++|[。！？]++[」』”’）]*+\s*+|\n\s*+)(?=\S)")
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|etc|approx|e\.g|i\.e|[A-Z]|(?:[A-Z]\.)+[A-Z])\.$"
-)
-_NUMBERED = re.compile(r"(?:^|\n)\s*\d{1,3}\.$")  # the number of an item in a list
+# Letters and symbols of Unicode that are drawn as nothing: fillers of Hangul, blank Braille, a note without a head; and
+# what stands for an object that is not there.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159\ufffc")
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<[^<>]*+>", re.DOTALL)  # what a renderer of Markdown or HTML shows nothing of
+# What may end a sentence, and the white space behind it. Possessive, and what ends none is consumed as well: a model
+# that goes round in circles writes a thousand line breaks or full stops, and a look from each of them would cube them.
+_END = re.compile(r"([.!?…]++[\"'”’»)\]*]*+|[。！？]++[」』”’）]*+|(?=\n))(\s*+)")
+_WIDE = frozenset("。！？")  # they end a sentence without white space
+_ABBREVIATION = re.compile(r"(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|etc|approx|e\.g|i\.e)\.|(?:[A-Z]\.)++")
+_NUMBERED = re.compile(r"\d{1,3}\.")  # the number of an item in a list
+_SPACE = re.compile(r"\s*+")
 
 
 def has_visible(text: str) -> bool:
     """Whether there is anything in it that could be right or wrong: letters, numbers or symbols."""
     return any(unicodedata.category(each)[0] in _VISIBLE for each in text)
+
+
+def can_be_seen(text: str) -> bool:
+    """Whether a reader sees anything of it, also where it is rendered: a comment or a tag alone is not seen."""
+    return any(
+        unicodedata.category(each)[0] in "LNPS" and each not in _BLANK for each in unescape(_HIDDEN.sub("", text))
+    )
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -32,13 +47,43 @@ def sentence_starts(text: str) -> list[int]:
     A sentence ends with its full stop (and closing quotes) before white space, or with its line. Not so after an
     abbreviation, an initial or the number of a list's item, nor where the text goes on in lower case.
     """
-    starts = [0]
-    for match in _END.finditer(text):
-        until = text[: match.end()].rstrip()
-        goes_on = _ABBREVIATION.search(until) or _NUMBERED.search(until) or text[match.end()].islower()
-        if until and not (match.group()[0] in ".…" and "\n" not in match.group() and goes_on):
-            starts.append(match.end())
-    return starts
+    return [0, *_further_starts(text, 0, len(text.rstrip()))]
+
+
+def _further_starts(text: str, begin: int, stop: int) -> Iterator[int]:
+    """Where the sentences behind the first one of ``text[begin:]`` begin, each as soon as it is found.
+
+    Every character is looked at a few times at most, whatever the text is.
+
+    Args:
+        text: the text.
+        begin: where a sentence begins; nothing before it counts.
+        stop: behind the last of the text that is not white space.
+    """
+    line = word = _SPACE.match(text, begin).end()  # type: ignore[union-attr]  # it matches anywhere
+    for match in _END.finditer(text, line, stop):
+        (core, space), until, end = match.groups(), match.end(1), match.end()
+        if end < stop and (space or core[0] in _WIDE):
+            goes_on = (
+                core.startswith((".", "…"))
+                and "\n" not in space
+                and (
+                    text[end].islower()
+                    or _NUMBERED.fullmatch(text, line, until)
+                    or _ABBREVIATION.fullmatch(_last_word(text[word:until]))
+                )
+            )
+            if not goes_on:
+                yield end
+        if space:
+            word = end
+        if "\n" in space:
+            line = end
+
+
+def _last_word(text: str) -> str:
+    """What stands behind the last white space or opening bracket of a text that ends with neither."""
+    return text.rsplit(maxsplit=1)[-1].rpartition("(")[2]
 
 
 def sentence_ranges(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -47,18 +92,14 @@ def sentence_ranges(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
     Args:
         texts: of the tokens, what each adds to the answer's text.
     """
-    starts = sentence_starts("".join(texts))
+    starts = [*sentence_starts("".join(texts)), math.inf]
     begins = [0]
-    at, sentence = 0, 0
-    for index, text in enumerate(texts):
-        visible = text.lstrip()
-        if visible:
-            first = at + len(text) - len(visible)
-            now = sum(start <= first for start in starts) - 1
-            if now > sentence and index:
-                begins.append(index)
-            sentence = max(sentence, now)
-        at += len(text)
+    sentence = 0
+    for index, first in _firsts(texts):
+        if first >= starts[sentence + 1] and index:
+            begins.append(index)
+        while first >= starts[sentence + 1]:
+            sentence += 1
     return tuple(zip(begins, [*begins[1:], len(texts)], strict=True)) if texts else ()
 
 
@@ -72,11 +113,27 @@ def sentence_ends(texts: Sequence[str], begin: int = 0) -> list[int]:
         texts: what each token adds to the answer's text.
         begin: where a sentence begins.
     """
+    texts = texts[begin:]
+    whole = "".join(texts)
+    stop, places, firsts = len(whole.rstrip()), [0, *accumulate(map(len, texts))], _firsts(texts)
     ends: list[int] = []
-    while len(ranges := sentence_ranges(texts[begin:])) > 1:
-        begin += ranges[0][1]
-        ends.append(begin)
+    at = 0
+    while (start := next(_further_starts(whole, at, stop), None)) is not None:
+        index = next((index for index, first in firsts if first >= start), None)
+        if index is None:
+            break
+        ends.append(begin + index)
+        at = places[index]
     return ends
+
+
+def _firsts(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Of each token with anything but white space its number, and where its first such character is in the text."""
+    at = 0
+    for index, text in enumerate(texts):
+        if visible := text.lstrip():
+            yield index, at + len(text) - len(visible)
+        at += len(text)
 
 
 def whole_characters(stop: int, *, least: int, texts: Sequence[str], text_of: Callable[[int], str]) -> int:

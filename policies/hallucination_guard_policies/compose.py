@@ -128,7 +128,7 @@ class FirstObjection(Composable):
             raise PolicyError("a chain of no policies", hint="give at least one policy")
         _refuse_shared_counts(self)
         if sum(bool(getattr(each, "edits", False)) for each in self.policies) > 1:
-            raise PolicyError("two rules of a chain edit sentences", hint="let one rule say which are doubtful")
+            raise _two_edit()
         for first, later in combinations(self.policies, 2):
             if _silences(first, later):
                 raise PolicyError(
@@ -142,7 +142,11 @@ class FirstObjection(Composable):
         return self.policies
 
     def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
-        """Decide."""
+        """Decide.
+
+        Raises:
+            PolicyError: if two of them edit sentences, and one did not say so: one edit would undo the other.
+        """
         heard: list[Decision] = []
         for policy in self.policies:
             decision = policy(verdict, situation)
@@ -150,8 +154,11 @@ class FirstObjection(Composable):
                 return decision
             heard.append(decision)
         # No objection: the last one is an acceptance, or spent and therefore an abstention.
-        edit = next((each.edit for each in heard if each.edit is not None), None)
-        return replace(heard[-1], reason=_joined(heard), edit=edit if heard[-1].action == "accept" else None)
+        edits = [each.edit for each in heard if each.edit is not None]
+        if len(edits) > 1:  # one of them did not say so when the chain was made
+            raise _two_edit()
+        edit = edits[0] if edits and heard[-1].action == "accept" else None
+        return replace(heard[-1], reason=_joined(heard), edit=edit)
 
     def describe(self) -> Mapping[str, JSON]:
         """Plain data that says all that the decision depends on."""
@@ -179,7 +186,7 @@ class BothObject(Composable):
     def __post_init__(self) -> None:
         _refuse_shared_counts(self)
         if any(getattr(each, "edits", False) for each in self.parts):  # the other's acceptance would undo the edit
-            raise PolicyError("a rule that edits sentences under '&'", hint="put it into a chain: a | b")
+            raise _edits_under_both()
 
     @property
     def parts(self) -> tuple[Policy, ...]:
@@ -187,8 +194,14 @@ class BothObject(Composable):
         return (self.first, self.second)
 
     def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
-        """Decide."""
+        """Decide.
+
+        Raises:
+            PolicyError: if one of them edits sentences and did not say so: the other's acceptance would undo it.
+        """
         both = (self.first(verdict, situation), self.second(verdict, situation))
+        if any(each.edit is not None for each in both):
+            raise _edits_under_both()
         accepting = [decision for decision in both if decision.action == "accept"]
         objecting = [decision for decision in both if not decision.spent]
         return replace((accepting or objecting or both)[0], reason=_joined(both))
@@ -196,6 +209,14 @@ class BothObject(Composable):
     def describe(self) -> Mapping[str, JSON]:
         """Plain data that says all that the decision depends on."""
         return {"policy": "BothObject", "of": [policy.describe() for policy in self.parts]}
+
+
+def _edits_under_both() -> PolicyError:
+    return PolicyError("a rule that edits sentences under '&'", hint="put it into a chain: a | b")
+
+
+def _two_edit() -> PolicyError:
+    return PolicyError("two rules of a chain edit sentences", hint="let one rule say which are doubtful")
 
 
 def _is_policy(value: object) -> bool:

@@ -23,6 +23,7 @@ from hallucination_guard.values import (
     Situation,
     Verdict,
 )
+from hallucination_guard.values.text import can_be_seen
 from hallucination_guard_policies._check import count, number
 from hallucination_guard_policies.compose import Composable
 from hallucination_guard_policies.threshold import unscored
@@ -150,7 +151,8 @@ class MarkSentences(_Sentences):
             from having more than ``at_most`` wrong sentences without a mark.
         at_most: with ``alpha``: wrong sentences that a response may keep.
         guarantee: with ``alpha``: ``certified`` or ``average``.
-        marker: what is written behind a doubtful sentence, white space included.
+        marker: what is written behind a doubtful sentence, white space included; a reader has to see it, so a comment
+            or a tag alone is none.
 
     Raises:
         PolicyError: on both kinds of threshold or none, a number out of range, or an invisible marker.
@@ -161,7 +163,7 @@ class MarkSentences(_Sentences):
 
     def __post_init__(self) -> None:
         _Sentences.__post_init__(self)
-        if not isinstance(self.marker, str) or not self.marker.strip():
+        if not isinstance(self.marker, str) or not can_be_seen(self.marker):
             raise PolicyError(f"marker is {self.marker!r}", hint="give a text that can be seen, for example ' [?]'")
 
     def _marker(self) -> str:

@@ -31,7 +31,7 @@ from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScore
 from hallucination_guard.values import Message
 from hallucination_guard_llamaindex import ConfidenceEvaluator, GuardedLLM
 from hallucination_guard_llamaindex.convert import as_guard_messages
-from hallucination_guard_policies import AbstainBelow, Accept, RetryBelow
+from hallucination_guard_policies import AbstainBelow, Accept, MarkSentences, RetryBelow
 
 _spec = importlib.util.spec_from_file_location("framework_contract", Path(__file__).parent / "contract.py")
 assert _spec is not None and _spec.loader is not None
@@ -231,6 +231,13 @@ def test_an_answer_passes_if_the_policy_accepts_it(score: float, passing: bool) 
     assert (result.passing, result.invalid_result) == (passing, False)
     assert sink.records[0].prompt[0]["content"] == f"[1] France: {{Paris}}\n\n{contract.QUESTION}"
     assert sink.records[0].answer == "Paris."
+
+
+@pytest.mark.parametrize(("limit", "passing"), [(1.0, False), (3.0, True)])
+def test_an_answer_with_a_sentence_to_be_marked_does_not_pass(limit: float, passing: bool) -> None:
+    scorer = ScriptedScorer(0.1, by_sentence=lambda each: {"mean_nll": 2.0})
+    guard = Guard(ScriptedModel("unused"), policy=MarkSentences(score="mean_nll", limit=limit), scorer=scorer)
+    assert ConfidenceEvaluator(guard).evaluate(query=contract.QUESTION, response="Paris.").passing is passing
 
 
 def test_an_answer_that_has_no_score_is_invalid_and_does_not_pass() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from smolagents import CodeAgent, Tool, ToolCallingAgent
+from smolagents.memory import AgentMemory, TaskStep
 from smolagents.models import ChatMessage, MessageRole, agglomerate_stream_deltas
 from smolagents.utils import AgentGenerationError
 
@@ -18,7 +19,7 @@ from hallucination_guard import Guard
 from hallucination_guard.errors import ConfigurationError, InputError
 from hallucination_guard.guard import NotAnswered
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard_policies import AbstainBelow, Accept
+from hallucination_guard_policies import AbstainBelow, Accept, MarkSentences
 from hallucination_guard_smolagents import AnswerCheck, GuardedModel
 from hallucination_guard_smolagents.convert import as_guard_messages
 
@@ -184,6 +185,19 @@ def test_a_doubtful_final_answer_goes_back_to_the_agent() -> None:
         ("accept", "471100173"),
     ]
     assert sink.records[0].prompt[0]["content"] == "471100171 + 2?"
+
+
+def test_so_does_one_with_a_sentence_to_be_marked() -> None:
+    """A check cannot change the answer that it passes."""
+    scorer = ScriptedScorer(0.1, by_sentence=lambda each: {"mean_nll": 2.0 if "471100171" in each else 0.5})
+    check = AnswerCheck(
+        Guard(ScriptedModel("unused"), policy=MarkSentences(score="mean_nll", limit=1.0), scorer=scorer)
+    )
+    memory = AgentMemory("")
+    memory.steps.append(TaskStep(task="471100171 + 2?"))
+    assert check("471100173", memory)
+    with pytest.raises(NotAnswered):
+        check("471100171", memory)
 
 
 def test_the_answer_after_max_steps_passes_no_check() -> None:

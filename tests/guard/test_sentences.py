@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from hallucination_guard import AuditLog, Guard
+from hallucination_guard import AuditLog, Guard, Released
 from hallucination_guard.audit import records
 from hallucination_guard.audit.replay import replay
 from hallucination_guard.audit.verdicts import Verdicts
@@ -17,7 +17,7 @@ from hallucination_guard.calibration import LabelledResponse, LabelledSentence, 
 from hallucination_guard.errors import CalibrationMismatch, ConfigurationError, PolicyError
 from hallucination_guard.guard.steps import Steps
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Call, Conditions, Decision, Edit, Score, Situation, Verdict
+from hallucination_guard.values import Call, Conditions, Decision, Edit, Event, Score, Situation, Verdict
 from hallucination_guard_policies import AbstainBelow, MarkSentences, RedactSentences, RetryBelow, Unscored
 
 ANSWER = "It was Ada. She lived in Rome. She wrote it."
@@ -185,6 +185,68 @@ def test_a_stream_is_refused() -> None:
     assert not one.streams
     with pytest.raises(ConfigurationError, match="whole answer"):
         list(one.stream("Who?"))
+
+
+class Wraps:
+    """A policy of one's own around another one, which does not say that it edits."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        decision: Decision = self._policy(verdict, situation)
+        return decision
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": "Wraps"}
+
+
+async def streamed(way: str, one: Guard) -> AsyncIterator[Event]:
+    if way in ("astream", "afollow"):
+        async for event in one.astream("Who?") if way == "astream" else one.afollow("Who?", pieces()):
+            yield event
+    else:
+        for event in one.stream("Who?") if way == "stream" else one.follow("Who?", [ANSWER]):
+            yield event
+
+
+async def pieces() -> AsyncIterator[str]:
+    yield ANSWER
+
+
+@pytest.mark.parametrize("way", ["stream", "astream", "follow", "afollow"])
+@pytest.mark.parametrize("policy", [MARK, RedactSentences(score="mean_nll", limit=1.0)], ids=["mark", "redact"])
+async def test_nothing_leaves_a_stream_that_a_decision_would_edit(policy: Any, way: str, sink: MemorySink) -> None:
+    events: list[Event] = []
+    one = guard(Wraps(policy), audit=sink)
+    assert one.streams  # nobody can tell before it decides
+    with pytest.raises(PolicyError, match="leaves sentence by sentence"):
+        async for event in streamed(way, one):
+            events.append(event)
+    assert events == []
+    assert [each.rule for each in sink.records] == ["interrupted"]
+
+
+def test_what_left_before_such_a_decision_is_all_that_leaves(sink: MemorySink) -> None:
+    class Late(Wraps):
+        def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+            decision = super().__call__(verdict, situation)
+            return decision if len(verdict.score.sentences) > 1 else replace(decision, edit=None)
+
+    events = guard(Late(MARK), audit=sink).stream("Who?")
+    first = next(events)
+    assert isinstance(first, Released) and first.text == "It was Ada. "
+    with pytest.raises(PolicyError, match="leaves sentence by sentence"):
+        next(events)
+    assert [each.rule for each in sink.records] == ["mark_sentences", "interrupted"]
+
+
+def test_a_call_is_edited_whether_the_policy_said_so_or_not(sink: MemorySink) -> None:
+    marked = "It was Ada. She lived in Rome. [unverified] She wrote it."
+    one = guard(Wraps(MARK), audit=sink)
+    steps = Steps(one)
+    kept, _ = steps.score(steps.draw(steps.begin("Who?", request_id="r", call=Call())))
+    assert one("Who?").text == one.review("Who?", ANSWER).text == steps.decide(kept)[1].text == marked
 
 
 def test_a_redraw_is_edited_as_it_was_judged(sink: MemorySink) -> None:

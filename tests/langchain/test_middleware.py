@@ -180,6 +180,28 @@ class TestDecisions:
         assert _last(state).text == "I do not know."
         assert "zebra" not in str(state)
 
+    @pytest.mark.parametrize(
+        ("policy", "text"),
+        [
+            (MarkSentences(score="mean_nll", limit=1.0), "It was Ada. She lived in Rome. [unverified]"),
+            (RedactSentences(score="mean_nll", limit=1.0), "It was Ada."),
+        ],
+        ids=["mark", "redact"],
+    )
+    @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
+    async def test_a_doubtful_sentence_leaves_as_the_policy_says(self, way: str, policy: Any, text: str) -> None:
+        answer = "It was Ada. She lived in Rome."
+        scorer = ScriptedScorer(0.1, by_sentence=lambda each: {"mean_nll": 2.0 if "Rome" in each else 0.5})
+        guard = Guard(ScriptedModel("x"), policy=policy, scorer=scorer)
+        agent = create_agent(Served(answers=[answer]), middleware=[HallucinationGuardMiddleware(guard)])
+        if way == "stream":
+            chunks = [each.text for each, _ in agent.stream(ASKED, stream_mode="messages")]
+            assert chunks == [text]
+            return
+        state = agent.invoke(ASKED) if way == "invoke" else await agent.ainvoke(ASKED)
+        assert _last(state).text == text
+        assert ("Rome" in str(state)) == ("Rome" in text)
+
     def test_a_doubtful_call_is_not_made(self) -> None:
         made: list[str] = []
 

@@ -62,6 +62,20 @@ REDACT = RedactSentences(score="mean_nll", limit=1.0)
 RULES = [MARK, REDACT, MarkSentences(alpha=0.2), RedactSentences(alpha=0.2, at_most=1, guarantee="average")]
 
 
+class Wraps:
+    """A policy of one's own around another one, which does not say that it edits."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def __call__(self, verdict: Verdict, situation: Situation) -> Decision:
+        decision: Decision = self._policy(verdict, situation)
+        return decision
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": "Wraps", "of": [self._policy.describe()]}
+
+
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_a_rule_is_a_policy_that_edits(rule: Any) -> None:
     assert isinstance(rule, Policy) and rule.edits and not rule.redraws
@@ -201,6 +215,53 @@ def test_what_would_undo_an_edit_is_refused() -> None:
         MARK & AbstainBelow(score="hybridgrad", limit=1.0)
     with pytest.raises(PolicyError):
         MARK | REDACT
+
+
+def test_neither_does_the_edit_of_one_that_did_not_say_so() -> None:
+    doubtful = verdict(0.5, 1.5, 1.0)
+    with pytest.raises(PolicyError, match="under '&'"):
+        (AbstainBelow(score="hybridgrad", limit=1.0) & Wraps(MARK))(doubtful, FIRST)
+    with pytest.raises(PolicyError, match="two rules of a chain edit"):
+        (Wraps(REDACT) | MARK)(doubtful, FIRST)
+
+
+INVISIBLE = [
+    *("", " ", "\n", "\t ", "\u00a0", "\u3000", "\u2003"),
+    *("\0", "\x1b", "\u200b", "\u200d", "\u200e", "\u202e", "\u2060", "\u00ad", "\ufeff", "\U000e0041"),
+    *("\u034f", "\u0332", "\ufe0f", "\u180b", "\ud800", "\ue000", "\u0378"),
+    *("\u115f", "\u1160", "\u3164", "\uffa0", "\u2800", "\U0001d159", "\ufffc"),
+    *(
+        "<!-- -->",
+        " <!-- unverified -->",
+        "<!-- unverified",
+        "<unverified>",
+        "<b></b>",
+        '<img alt="unverified">',
+        "<?x?>",
+    ),
+    *("&nbsp;", "&#8203;", "&ZeroWidthSpace;", "<i>&#x200b;</i>", " \u200b<!-- x -->\u2800 "),
+]
+
+
+@pytest.mark.parametrize("marker", INVISIBLE, ids=ascii)
+def test_a_mark_that_nobody_sees_is_refused(marker: str) -> None:
+    with pytest.raises(PolicyError, match="marker is"):
+        MarkSentences(score="mean_nll", limit=1.0, marker=marker)
+    plain = {
+        "id": "x",
+        "version": 1,
+        "rules": [{"mark": {"above": {"score": "mean_nll", "limit": 1}, "marker": marker}}],
+    }
+    with pytest.raises(PolicyError):
+        load_policy(plain)
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [" [unverified]", "?", " (?)", "*", "⚠️", "\n> unsure", "<b>?</b>", " &#x2753;", " < 0.5", "‽", "。", "未確認"],
+)
+def test_a_mark_that_is_seen_is_kept(marker: str) -> None:
+    assert MarkSentences(score="mean_nll", limit=1.0, marker=marker).marker == marker
 
 
 def test_a_document_says_the_same() -> None:

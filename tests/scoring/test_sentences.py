@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -134,3 +135,11 @@ def test_what_has_no_score_has_no_sentences(tiny: WhiteBoxModel) -> None:
     sentence = Sentence(start=0, stop=2, begin=0, end=2, scores={"x": 1.0})
     with pytest.raises(ValueError):
         dataclasses.replace(Score.failed("because", scorer=HybridGrad().identity), sentences=(sentence,))
+
+
+def test_those_of_a_long_answer_are_located_at_once(pace: float) -> None:
+    text = "The cat sat. " * 8_000
+    began = time.process_time()
+    _, characters = locate(text, 0, text)  # a token a character
+    assert time.process_time() - began < 1.0 * pace
+    assert characters[:2] == [(0, 13), (13, 26)] and len(characters) == 8_000

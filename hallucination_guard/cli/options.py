@@ -39,7 +39,9 @@ ProfilePath: TypeAlias = Annotated[
     typer.Option("--profile", metavar="FILE", help="t* as `locate` measured it (default: by the chat template)."),
 ]
 AuditPath: TypeAlias = Annotated[Path, typer.Option("--audit", metavar="FILE", help="The log.")]
-LogPath: TypeAlias = Annotated[Path, typer.Option("--log", metavar="FILE", help="The log.")]
+LogPath: TypeAlias = Annotated[
+    Path, typer.Option("--log", metavar="FILE_OR_FOLDER", help="The log, or a folder of logs that are read as one.")
+]
 SampledLog: TypeAlias = Annotated[Path, typer.Argument(metavar="LOG", help="The log.")]
 MaxNewTokens: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer, at most.")]
 AnchorQuestion: TypeAlias = Annotated[

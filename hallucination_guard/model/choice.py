@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,15 @@ class ModelChoice:
     device_map: str | None = None
     dtype: str | None = None
     profile: Path | None = None
+
+    def absolute(self) -> ModelChoice:
+        """The same, for a process that stands in another folder."""
+        here = Path(self.name).exists()
+        return replace(
+            self,
+            name=str(Path(self.name).absolute()) if here and self.name != "demo" else self.name,
+            profile=None if self.profile is None else self.profile.absolute(),
+        )
 
     def load(self) -> WhiteBoxModel:
         """The model."""

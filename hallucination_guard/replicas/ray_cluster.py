@@ -1,7 +1,7 @@
 """A Ray of our own: on this machine, on the loopback, behind a token that nobody else has, and gone at the end.
 
-Nothing is reported to anybody (no usage statistics, no dashboard). What Ray writes meanwhile (sockets, its own logs) lies
-in a folder that only this user can enter.
+Nothing is reported to anybody (no usage statistics, no dashboard). What Ray writes meanwhile (sockets, its own logs)
+lies in a folder that only this user can enter.
 """
 
 from __future__ import annotations

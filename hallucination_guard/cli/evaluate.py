@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
     from hallucination_guard.calibration import Labelled
-    from hallucination_guard.evaluation.data import Item
     from hallucination_guard.evaluation.columns import Columns
+    from hallucination_guard.evaluation.data import Item
     from hallucination_guard.evaluation.embedding import Embed
     from hallucination_guard.evaluation.judges import Judge
     from hallucination_guard.evaluation.report import Report

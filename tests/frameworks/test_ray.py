@@ -259,7 +259,6 @@ def test_a_replica_killed_under_six_hundred_requests(tmp_path: Path, model: Path
         else:
             broken.append(reply.text)
     counts = Counter(answered=len(answered), failed=len(failed), broken=len(broken))
-    print(counts)
     for each in failed:
         assert each.status_code == 503 and int(each.headers["retry-after"]) > 0, each.text
         assert set(each.json()) == {"error"}

@@ -59,7 +59,7 @@ def cluster(processes: int, *, say: bool = False) -> Iterator[Share]:
         MissingExtra: if Ray is not installed.
         ConfigurationError: if this process has begun to use Ray in its own way.
     """
-    if "ray" in sys.modules:
+    if sys.modules.get("ray") is not None:
         raise ConfigurationError(
             "ray was imported before its token was made", hint="run it as a command: hallucination-guard … --ray N"
         )

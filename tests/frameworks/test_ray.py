@@ -280,6 +280,42 @@ def test_a_replica_killed_under_six_hundred_requests(tmp_path: Path, model: Path
     assert {each["request_id"] for each in answered} <= set(told)
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process waits for connections, as the kernel writes them."""
+    own = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            own.add(str(each.readlink()))
+        except OSError:
+            continue
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own}
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_nobody_else_can_use_its_ray(tmp_path: Path, model: Path) -> None:
+    with serving(tmp_path, ray=1, model=str(model), policy="observe") as running:
+        begun = below(running.process.pid)
+        [(raylet, command)] = [(pid, each) for pid, each in begun.items() if "/raylet/raylet " in each]
+        [gcs] = [pid for pid, each in begun.items() if "/gcs_server " in each]
+        for pid in (running.process.pid, raylet, gcs):
+            assert listening(pid) and listening(pid) <= LOOPBACK
+        [address] = [each.partition("=")[2] for each in command.split() if each.startswith("--gcs-address=")]
+        assert address.startswith("127.0.0.1:")
+        [folder] = {each.partition("=")[2] for each in command.split() if each.startswith("--temp_dir=")}
+        assert Path(folder).parent.stat().st_mode & 0o077 == 0
+        stranger = f"import ray; ray.init(address={address!r}, _temp_dir={str(tmp_path / 'x')!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", stranger], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode != 0 and "uthenticat" in done.stderr
+    assert not Path(folder).parent.exists()
+
+
 def test_errors_arrive_as_themselves(tmp_path: Path, model: Path) -> None:
     long = {"prompt": "x" * 900, "model": "m"}
     tight = {**asked("hi"), "hallucination_guard": {"confidence": 0.5}}

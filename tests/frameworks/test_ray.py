@@ -195,7 +195,7 @@ def assert_whole(folder: Path) -> None:
 
 
 def test_two_replicas_say_and_score_what_one_process_does(tmp_path: Path) -> None:
-    bodies = [asked(each, max_tokens=16) for each in QUESTIONS]
+    bodies = [asked(each, max_tokens=64) for each in QUESTIONS]
     found = {}
     for name, ray in (("one", None), ("two", 2)):
         with serving(tmp_path / name, ray=ray, model="demo", policy="abstain") as running:
@@ -218,10 +218,14 @@ def test_two_replicas_say_and_score_what_one_process_does(tmp_path: Path) -> Non
         assert one.json()["choices"][0]["message"] == two.json()["choices"][0]["message"]
         mine, theirs = verdict(one), verdict(two)
         assert mine["decision"] == theirs["decision"]
-        assert mine["confidence"] == pytest.approx(theirs["confidence"], **NOISE)
+        if mine["confidence"] is None:  # its answer was cut
+            assert theirs["confidence"] is None
+        else:
+            assert mine["confidence"] == pytest.approx(theirs["confidence"], **NOISE)
         assert {name: mine["scores"][name] for name in SCORES} == pytest.approx(
             {name: theirs["scores"][name] for name in SCORES}, **NOISE
         )
+    assert any(verdict(each)["confidence"] is not None for each in found["one"])
     assert found["one streamed"] == found["two streamed"]
     one, two = (found[f"{name} given"]["hallucination_guard"] for name in ("one", "two"))
     assert (one["decision"], one["scores"]) == (two["decision"], pytest.approx(two["scores"], **NOISE))
@@ -305,13 +309,20 @@ def test_nobody_else_can_use_its_ray(tmp_path: Path, model: Path) -> None:
         [gcs] = [pid for pid, each in begun.items() if "/gcs_server " in each]
         for pid in (running.process.pid, raylet, gcs):
             assert listening(pid) and listening(pid) <= LOOPBACK
-        [address] = [each.partition("=")[2] for each in command.split() if each.startswith("--gcs-address=")]
+        [address] = {each.partition("=")[2] for each in command.split() if each.startswith("--gcs-address=")}
         assert address.startswith("127.0.0.1:")
         [folder] = {each.partition("=")[2] for each in command.split() if each.startswith("--temp_dir=")}
         assert Path(folder).parent.stat().st_mode & 0o077 == 0
         stranger = f"import ray; ray.init(address={address!r}, _temp_dir={str(tmp_path / 'x')!r})"
         done = subprocess.run(
-            [sys.executable, "-c", stranger], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", stranger],
+            env={
+                **ENVIRONMENT,
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            },  # else it looks elsewhere than on the loopback
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         assert done.returncode != 0 and "uthenticat" in done.stderr
     assert not Path(folder).parent.exists()

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.schema import LoggingConfig
 
-from hallucination_guard.errors import BusyError, ModelError, ReplicaLost
+from hallucination_guard.errors import BusyError, GuardError, ModelError, ReplicaLost
 from hallucination_guard.replicas.fleet import Fleet
 from hallucination_guard.replicas.ray_cluster import Share
 from hallucination_guard.replicas.replica import Replica
@@ -69,17 +69,20 @@ def served_by_ray(settings: Settings, replicas: int, share: Share) -> Iterator[F
         try:
             handle = serve.run(deployment.bind(plain), name=_NAME, route_prefix=None)
         except (RuntimeError, RayError, RayServeException) as error:
-            raise ModelError(
-                f"the replicas could not be made: {_last_line(error)}", hint="serve it without --ray to see why"
-            ) from None
+            raise ModelError(f"the replicas could not be made: {_why(error)}", hint="try it without --ray") from None
         yield Fleet(_RayHandle(handle))
     finally:
         serve.shutdown()
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _why(error: Exception) -> str:
+    """The last words of what was raised where a replica was made: Serve keeps its traceback as a text."""
+    application = serve.status().applications.get(_NAME)
+    kept = [] if application is None else [each.message for each in application.deployments.values()]
+    lines = [line.strip() for text in (str(error), *kept) for line in text.splitlines() if line.strip()]
+    raised = [line for line in lines if line.startswith(f"{GuardError.__module__}.")]
+    last: str = (raised or lines or [type(error).__name__])[-1]
+    return last.removeprefix(f"{GuardError.__module__}.")
 
 
 class _RayHandle:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
@@ -287,6 +288,11 @@ def test_a_replica_killed_under_six_hundred_requests(tmp_path: Path, model: Path
 
 def listening(pid: int) -> set[str]:
     """The addresses on which a process waits for connections, as the kernel writes them."""
+    return {address for address, _ in sockets(pid)}
+
+
+def sockets(pid: int) -> set[tuple[str, str]]:
+    """Likewise, with their ports."""
     own = set()
     for each in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -296,7 +302,13 @@ def listening(pid: int) -> set[str]:
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
     ]
-    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own}
+    waiting = [line[1].partition(":") for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
+    return {(address, port) for address, _, port in waiting}
+
+
+def open_ports(pid: int) -> set[int]:
+    """The ports on which it waits for connections from everywhere."""
+    return {int(port, 16) for address, port in sockets(pid) if address not in LOOPBACK}
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -313,6 +325,15 @@ def test_nobody_else_can_use_its_ray(tmp_path: Path, model: Path) -> None:
         assert address.startswith("127.0.0.1:")
         [folder] = {each.partition("=")[2] for each in command.split() if each.startswith("--temp_dir=")}
         assert Path(folder).parent.stat().st_mode & 0o077 == 0
+        # The replicas' own ports are on all addresses; what stands behind them asks for the token.
+        [replica] = workers(running.process.pid, "ServeReplica")
+        assert open_ports(replica)
+        for port in open_ports(replica):
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", timeout=20)
+                assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         stranger = f"import ray; ray.init(address={address!r}, _temp_dir={str(tmp_path / 'x')!r})"
         done = subprocess.run(
             [sys.executable, "-c", stranger],
@@ -512,6 +533,15 @@ def test_an_evaluation_is_the_same(tmp_path: Path, model: Path) -> None:
     assert len(found["two"]) == 24
     assert_alike(found["two"], found["one"])
     assert found["one labels"] == found["two labels"]
+
+
+def test_a_replica_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump({"port": 0, "models": [{"alias": "m", "model": "empty"}]}))
+    command = [*COMMAND, "serve", "serve.yaml", "--ray", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "the replicas could not be made" in done.stderr and "cannot be loaded" in done.stderr.splitlines()[-1]
 
 
 def test_what_cannot_be_had_is_said(tmp_path: Path, model: Path) -> None:

@@ -23,6 +23,7 @@ from hallucination_guard.errors import ConfigurationError, MissingExtra
 __all__ = ["Share", "cluster"]
 
 _STORE = 256 << 20  # bytes of shared memory: what travels are texts and numbers
+_GRAIN = 1 / 1024  # of a share: Ray counts in ten-thousandths
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Share:
     def of(cls, processes: int, *, cpus: float, gpus: float) -> Share:
         """The share of each of so many processes."""
         return cls(
-            cpus=max(0.01, min(0.5, int(50 * cpus / processes) / 100)),
-            gpus=0.0 if gpus <= 0 else min(1.0, int(100 * gpus / processes) / 100),
+            cpus=min(0.5, int(cpus / 2 / processes / _GRAIN) * _GRAIN),
+            gpus=min(1.0, int(gpus / processes / _GRAIN) * _GRAIN),
         )
 
 

@@ -26,7 +26,7 @@ from hallucination_guard.cli.options import (
     ProfilePath,
     Replicas,
 )
-from hallucination_guard.errors import ConfigurationError, InputError
+from hallucination_guard.errors import ConfigurationError, InputError, ReplicaLost
 
 if TYPE_CHECKING:
     from hallucination_guard.model import WhiteBoxModel
@@ -157,7 +157,7 @@ def _working(options: _Options, lines: Sequence[Line]) -> Iterator[tuple[Mapping
     if options.ray is None:
         yield _here(options, lines)
         return
-    from hallucination_guard.replicas.jobs import Scores, plan
+    from hallucination_guard.replicas.jobs import Scores, plan, text_of
     from hallucination_guard.replicas.ray_cluster import cluster
 
     choice, processes = options.choice.absolute(), options.ray
@@ -175,7 +175,8 @@ def _working(options: _Options, lines: Sequence[Line]) -> Iterator[tuple[Mapping
         )
 
         def work(finished: Container[int]) -> Iterator[Rows]:
-            rest = [each for each in batches if any(line["number"] not in finished for line in json.loads(each))]
+            open_lines = [[line for line in json.loads(each) if line["number"] not in finished] for each in batches]
+            rest = [text_of(each) for each in open_lines if each]
             made_of = {"choice": choice, "max_new_tokens": options.max_new_tokens}
             for rows in mapped(Scores, made_of, rest, processes=processes, share=share):
                 yield [(number, row) for number, row in json.loads(rows)]
@@ -221,6 +222,11 @@ def _kept(
                 for batch in work(frozenset(partial.statuses)):
                     partial.add(batch)
                     done(len(partial.statuses))
+            if lost := [line.number for line in lines if line.number not in partial.statuses]:
+                raise ReplicaLost(
+                    f"{len(lost)} rows did not come back, the first of line {lost[0]}",
+                    hint="the same command continues",
+                )
             partial.finish()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished rows are in {output}.partial: the same command continues") from None

@@ -12,7 +12,8 @@ import pytest
 
 from hallucination_guard.audit import records, verify
 from hallucination_guard.audit.folder import chains_of
-from hallucination_guard.errors import AuditError, InputError
+from hallucination_guard.cli.score import _kept as kept
+from hallucination_guard.errors import AuditError, InputError, ReplicaLost
 from hallucination_guard.model.choice import ModelChoice
 from hallucination_guard.replicas.jobs import Answers, Scores, plan, text_of
 from hallucination_guard.replicas.opening import chains_beside, opened
@@ -144,6 +145,25 @@ def test_a_job_gives_the_rows_of_one_process(model: Path) -> None:
     assert [number for number, _ in found] == [number for number, _ in wanted]
     for (_, mine), (_, theirs) in zip(found, wanted, strict=True):
         assert {**mine, "seconds": 0} == {**json.loads(json.dumps(theirs)), "seconds": 0}
+
+
+def test_a_file_lacks_no_row_that_did_not_come_back(tmp_path: Path) -> None:
+    lines = read_lines([b'{"prompt": "a"}', b'{"prompt": "b"}'])
+    row = {"id": 1, "status": "scored"}
+    output = tmp_path / "out.jsonl"
+
+    def work(finished: Any) -> Any:
+        yield [(1, row)]
+        yield [(1, {**row, "status": "error"})]  # done twice
+
+    with pytest.raises(ReplicaLost, match="1 rows did not come back, the first of line 2"):
+        kept(output, b"", lines, {}, work, most=1)
+    assert not output.exists()
+    assert kept(output, b"", lines, {}, lambda finished: iter([[(2, row)]]), most=1) == {
+        "scored": 2,
+        "unscorable": 0,
+        "error": 0,
+    }
 
 
 def test_lines_travel_as_they_are() -> None:

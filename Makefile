@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # Else importing LiteLLM asks the internet for prices.
 export LITELLM_LOCAL_MODEL_COST_MAP := True
 
-.PHONY: demo test frameworks integration containers check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
+.PHONY: demo test frameworks ray integration containers check lint shape evidence peers faults fuzz api-fuzz audit-deps soak clean $(FRAMEWORKS:%=framework-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
@@ -27,6 +27,10 @@ frameworks: $(FRAMEWORKS:%=framework-%)
 
 $(FRAMEWORKS:%=framework-%): framework-%: $(LAYERS)/%/.installed
 	$(LAYERS)/$*/bin/python -m pytest -q tests/frameworks/test_$*.py
+
+# Ray for real: replicas that are killed under requests, and jobs. Minutes, so apart from the other frameworks.
+ray: $(LAYERS)/ray/.installed
+	$(LAYERS)/ray/bin/python -m pytest -q tests/frameworks/test_ray.py
 
 # The sidecar beside real servers, on the loopback, each built once: 4 GB and twenty minutes, then about an hour of questions.
 # QUESTIONS=20 is a look. The tables of docs/sidecar.md are made of $(WORK)/upstreams/upstreams.jsonl.

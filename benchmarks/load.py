@@ -66,12 +66,16 @@ class Server:
     """The command in a process of its own."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        self.url, self.log = f"http://127.0.0.1:{options.port}", folder / "audit.jsonl"
+        self.url = f"http://127.0.0.1:{options.port}"
+        self.chains = folder / "audit.chains" if options.ray else folder
         (folder / "serve.yaml").write_text(
             CONFIG.format(port=options.port, tokens=options.tokens, running=options.running)
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hallucination_guard.cli", "serve", str(folder / "serve.yaml")],
+            [
+                *(sys.executable, "-m", "hallucination_guard.cli", "serve", str(folder / "serve.yaml")),
+                *(("--ray", str(options.ray)) if options.ray else ()),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=(folder / "stderr").open("w"),
         )
@@ -88,9 +92,13 @@ class Server:
                 time.sleep(0.2)
         raise SystemExit(f"the server did not start: {self.stderr.read_text()[-2000:]}")
 
+    def logged(self) -> bytes:
+        """All that is recorded."""
+        return b"".join(each.read_bytes() for each in self.chains.glob("*.jsonl"))
+
     @property
     def mebibytes(self) -> float:
-        """Resident memory."""
+        """Resident memory of the process that answers the clients; that of replicas is not in it."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
 
@@ -100,7 +108,7 @@ async def ask(client: httpx.AsyncClient, server: Server, prompt: str) -> Reply:
     body = {"model": "demo", "messages": [{"role": "user", "content": prompt}]}
     began = time.perf_counter()
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        logged = server.log.read_bytes()
+        logged = server.logged()
         content = await response.aread()
     seconds = time.perf_counter() - began
     if response.status_code != 200:
@@ -163,6 +171,7 @@ def main() -> int:
     parser.add_argument("--running", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--ray", type=int, default=0, metavar="N", help="with N replicas")
     parser.add_argument("--port", type=int, default=8417)
     options = parser.parse_args()
     rows = files("hallucination_guard.data").joinpath("calibration_questions.jsonl").read_text().splitlines()

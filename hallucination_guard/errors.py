@@ -16,6 +16,8 @@
     ├── CallError            a retriever or an escalation target failed
     │   ├── CallTimeout      … or did not answer in time
     │   └── UpstreamError    the server that draws the answers failed, or gave none that can be used
+    ├── BusyError            as many calls are under way as may be
+    ├── ReplicaLost          the process that was to answer is gone; nothing was given
     ├── NotAnswered          the policy let no answer through, and the caller wants that raised; in ``guard/reply.py``
     └── AuditError           the log cannot be written, read or trusted
 
@@ -28,6 +30,7 @@ from __future__ import annotations
 __all__ = [
     "AnchorError",
     "AuditError",
+    "BusyError",
     "CalibrationError",
     "CalibrationMismatch",
     "CallError",
@@ -38,6 +41,7 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "PolicyError",
+    "ReplicaLost",
     "ScoringError",
     "SelfTestFailed",
     "UpstreamError",
@@ -132,6 +136,10 @@ class UpstreamError(CallError):
 
 class BusyError(GuardError):
     """As many calls are under way as may be; the same call may be answered later."""
+
+
+class ReplicaLost(GuardError):
+    """The process that was to answer is gone, and so was the one that was asked instead; nothing was given."""
 
 
 class AuditError(GuardError):

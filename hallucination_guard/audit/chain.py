@@ -193,11 +193,13 @@ class Verification:
         records: how many records the log has, good or not.
         problems: in the order of the lines; at most 1000 and a last one that says how many more.
         anchored: how many records the anchor vouches for; 0 without an anchor: the log is then not verifiable.
+        repeated: how many records are of something that was done before and is recorded; it counts once on reading.
     """
 
     records: int
     problems: tuple[Problem, ...]
     anchored: int = 0
+    repeated: int = 0
 
     @property
     def ok(self) -> bool:
@@ -209,8 +211,8 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
     """Check a log: every seal, every link, every id, and its end against the anchor.
 
     Found are: a record that was edited, deleted, inserted or moved; a line that is torn or is no record; an id used
-    twice; a tail that was cut off or rewritten since the anchor. Memory does not grow with the log. A record that is
-    being written at this moment can look torn: verify a log at rest, or again.
+    for two things; a tail that was cut off or rewritten since the anchor. Memory does not grow with the log. A record
+    that is being written at this moment can look torn: verify a log at rest, or again.
 
     Args:
         path: the log.
@@ -223,7 +225,7 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
     import sqlite3  # here because importing the audit log should not load a database
 
     problems: list[Problem] = []
-    more = records = number = 0
+    more = records = number = repeated = 0
 
     def wrong(line: int, what: str, record_id: str | None = None) -> None:
         nonlocal more
@@ -243,7 +245,8 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
         # The ids go into a database that spills to a temporary file, so that memory does not grow with the log.
         with Path(path).open("rb") as file, closing(sqlite3.connect("")) as ids:
             ids.executescript(
-                "PRAGMA journal_mode = OFF; CREATE TABLE seen (id BLOB PRIMARY KEY, line INTEGER) WITHOUT ROWID"
+                "PRAGMA journal_mode = OFF; CREATE TABLE seen (id BLOB PRIMARY KEY, line INTEGER, deed BLOB)"
+                " WITHOUT ROWID"
             )
             for number, line in enumerate(file, 1):
                 record = parse(line)
@@ -253,10 +256,14 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
                 name, seq, records = record["id"], record["seq"], records + 1
                 if not line.endswith(b"\n"):
                     wrong(number, "torn line: no newline at the end", name)
-                row = (name.encode("utf-8", "surrogatepass"), number)
-                if not ids.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount:
-                    first = ids.execute("SELECT line FROM seen WHERE id = ?", row[:1]).fetchone()[0]
-                    wrong(number, f"its id was used before, in line {first}", name)
+                row = (name.encode("utf-8", "surrogatepass"), number, _deed(record))
+                if not ids.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", row).rowcount:
+                    first, deed = ids.execute("SELECT line, deed FROM seen WHERE id = ?", row[:1]).fetchone()
+                    # A call that was asked again under its id is in its place; a line that was copied is not.
+                    if deed == row[2] and seq == head.length:
+                        repeated += 1
+                    else:
+                        wrong(number, f"its id was used before, in line {first}", name)
                 if not is_sealed(record, line, key):
                     wrong(number, "edited, or sealed with another key: its hash is not right", name)
                     seq = head.length  # what it says proves nothing; the next record shows whether it belongs here
@@ -281,4 +288,8 @@ def verify(path: StrPath, key: bytes | None = None, *, anchor: StrPath | None = 
         wrong(number, f"rewritten: record {vouched.length} is not the one that the anchor vouches for")
     if more:
         problems.append(Problem(number, f"… and {more} more problem(s)"))
-    return Verification(records, tuple(problems), vouched.length if vouched else 0)
+    return Verification(records, tuple(problems), vouched.length if vouched else 0, repeated)
+
+
+def _deed(record: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(canonical([record.get("request_id"), record.get("attempt")]).encode("ascii")).digest()

@@ -6,6 +6,7 @@ raises :data:`SCHEMA`. A field that is added has a default that says "not record
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,10 +15,11 @@ from sys import float_info
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 from uuid import uuid4
 
+from hallucination_guard.audit.chain import canonical
 from hallucination_guard.errors import AuditError
 from hallucination_guard.values import JSON, Action, FrozenDict, Prefix, Status
 
-__all__ = ["SCHEMA", "AuditRecord", "Sink"]
+__all__ = ["SCHEMA", "AuditRecord", "Sink", "record_id"]
 
 SCHEMA = 1
 """The version of the fields of :class:`AuditRecord`."""
@@ -31,7 +33,7 @@ class AuditRecord:
 
     Args:
         schema: version of these fields.
-        id: unique; under which the record can be found again.
+        id: under which the record can be found again, see :func:`record_id`; unique but for what was done twice.
         time: UTC, ISO 8601 with microseconds.
         request_id: of the call that this attempt belongs to.
         thread_id: of the conversation, if there is one.
@@ -149,6 +151,11 @@ class AuditRecord:
             object.__setattr__(self, name, _frozen(getattr(self, name), name))
         object.__setattr__(self, "judged", self.judged or self.attempt)
 
+    @property
+    def deed(self) -> tuple[str, str, int]:
+        """What it records: two records with the same deed are of something that was done twice, and count once."""
+        return self.id, self.request_id, self.attempt
+
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], AuditRecord], tuple[dict[str, Any]]]:
         # A read-only mapping cannot be pickled or copied deeply, and a record may well travel to another process.
         return type(self).from_json_dict, (self.to_json_dict(),)
@@ -188,6 +195,17 @@ class Sink(Protocol):
     def __call__(self, record: AuditRecord) -> str:
         """Keep one record."""
         ...
+
+
+def record_id(request_id: str, attempt: int, what: str = "draft") -> str:
+    """The id of the record of one thing that was done in a call: who does it again, elsewhere, gives it the same one.
+
+    Args:
+        request_id: of the call.
+        attempt: of it.
+        what: was done, where it is not the decision on the attempt's draft.
+    """
+    return hashlib.sha256(canonical([request_id, attempt, what]).encode("ascii")).hexdigest()[:32]
 
 
 _IF_SAID = frozenset({"principal", "tags", "conditions", "uncovered", "sentences", "edit", "gate", "part", "generator"})

@@ -56,18 +56,27 @@ def requests(records: Iterable[AuditRecord]) -> Iterator[Request]:
             continue  # what a human says of a call that the policy accepted is not the policy's
         if record.part is not None:
             if record.rule != "provisional":  # which only says that text was shown
-                parts.setdefault(name, []).append(record)
+                _add_part(parts.setdefault(name, []), record)
             continue  # the attempt has a record of its own when it ends
         if name in escalated and record.decision == "escalate":
             escalated.discard(name)
             continue
-        open_calls.setdefault(name, []).append(record)
+        drafts = open_calls.setdefault(name, [])
+        # A call that was lost before its end may be begun again: what it does then takes the place of what it did.
+        drafts[:] = [*(each for each in drafts if each.attempt < record.attempt), record]
         if record.decision not in ("retry", "retrieve"):
             if record.decision == "escalate":
                 escalated.add(name)
             yield _request(name, open_calls.pop(name), parts.pop(name, ()))
     for name, found in open_calls.items():
         yield _request(name, found, parts.pop(name, ()))
+
+
+def _add_part(parts: list[AuditRecord], part: AuditRecord) -> None:
+    """Take in what a stream let go, in the place of what it let go there before it was begun again."""
+    begin = part.part["start"] if part.part else 0
+    parts[:] = [each for each in parts if each.attempt != part.attempt or (each.part and each.part["stop"] <= begin)]
+    parts.append(part)
 
 
 def _request(name: str, found: Sequence[AuditRecord], parts: Sequence[AuditRecord]) -> Request:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hallucination_guard.audit.chain import StrPath
+from hallucination_guard.audit.folder import one_chain
 from hallucination_guard.audit.labels import labels_path
 from hallucination_guard.audit.lines import append_lines, written_alone
 from hallucination_guard.audit.query import records
@@ -137,7 +138,9 @@ def draw_sample(log: StrPath, *, rate: float, floor: float | None = None, seed: 
     Raises:
         ConfigurationError: a rate below the floor, or a floor or seed other than that of the first draw.
         AuditError: a file cannot be read or written, or the log is not the one that was sampled before.
+        InputError: the log is a folder of chains.
     """
+    one_chain(log)
     checked_share("rate", rate, one=True)
     if floor is not None:
         checked_share("floor", floor, one=True)
@@ -182,7 +185,9 @@ def read_sample(log: StrPath) -> Sample:
 
     Raises:
         AuditError: it is missing or cannot be read, or does not add up: it was edited or cut.
+        InputError: the log is a folder of chains.
     """
+    one_chain(log)
     path = sample_path(log)
     try:
         lines = path.read_bytes().split(b"\n")

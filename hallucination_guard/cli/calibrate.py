@@ -166,6 +166,8 @@ def _answers(path: Path, judge: str | None) -> Sequence[Labelled]:
 
 def _is_log(path: Path) -> bool:
     """Whether the first line is an audit record; what cannot be read is the reader's to refuse."""
+    if path.is_dir():
+        return True
     try:
         with path.open("rb") as file:
             row = from_json(next((line for line in file if line.strip()), b"null"))

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hallucination_guard.cli.options import ModelChoice
 from hallucination_guard.errors import InputError
 
 if TYPE_CHECKING:
     from hallucination_guard.model import WhiteBoxModel
+    from hallucination_guard.model.choice import ModelChoice
 
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # the direction of what follows
 _UNSHOWN = frozenset({"Cc", "Cs"})  # control characters, and halves of surrogate pairs
@@ -67,18 +67,13 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def load(choice: ModelChoice) -> WhiteBoxModel:
-    """The model that was chosen."""
+    """The model that was chosen, without what loading has to say."""
     from transformers.utils import logging as transformers_logging
-
-    from hallucination_guard.model import WhiteBoxModel
 
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    if choice.name == "demo":
-        return WhiteBoxModel.demo(device_map=choice.device_map, dtype=choice.dtype, profile=choice.profile)
-    make = WhiteBoxModel.from_gguf if choice.name.endswith(".gguf") else WhiteBoxModel.from_pretrained
-    return make(choice.name, device_map=choice.device_map, dtype=choice.dtype, profile=choice.profile)
+    return choice.load()
 
 
 def check_folder(output: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from hallucination_guard.cli.options import (
     ModelChoice,
     ModelName,
     ProfilePath,
+    Replicas,
 )
 from hallucination_guard.errors import ConfigurationError, InputError, MissingExtra
 
@@ -72,6 +74,7 @@ class _Options:
     batch_size: int
     resamples: int
     choice: ModelChoice
+    ray: int | None
     json: bool
 
 
@@ -143,6 +146,7 @@ def evaluate(
     device_map: DeviceMap = None,
     dtype: Dtype = None,
     profile: ProfilePath = None,
+    ray: Replicas = None,
     as_json: Json = False,
 ) -> int:
     """Measure which score finds the wrong answers.
@@ -172,6 +176,7 @@ def evaluate(
             batch_size=batch_size,
             resamples=resamples,
             choice=ModelChoice(name=model, device_map=device_map, dtype=dtype, profile=profile),
+            ray=ray,
             json=as_json,
         )
     )
@@ -190,7 +195,7 @@ def _evaluated(options: _Options) -> int:
     run = _run(options, items)
     embed = _embed(options, run.model)
     by = None if given is not None else _judge(options, embed)
-    answers = run.answered()
+    answers = _answered(options, run)
     labels, undecided = run.labelled(answers, by)
     name = str(given if by is None else by.name)
     rows = labelled(run.items, answers, labels, by=name, model=run.model.identity, scorer=run.scorer.identity)
@@ -302,6 +307,36 @@ def _run(options: _Options, items: Sequence[Item]) -> Run:
         progress=progress,
         beginnings=options.beginnings,
     )
+
+
+def _answered(options: _Options, run: Run) -> Store:
+    """Every question answered and scored; with ``--ray`` in processes beside this one, which does the rest."""
+    if options.ray is None or run.is_answered():
+        return run.answered()
+    from hallucination_guard.replicas.jobs import Answers, text_of
+    from hallucination_guard.replicas.ray_cluster import cluster
+
+    processes = options.ray
+    with cluster(processes) as share:
+        from hallucination_guard.replicas.ray_mapping import mapped
+
+        made_of = {
+            "choice": options.choice.absolute(),
+            "prompting": run.prompting,
+            "max_new_tokens": run.max_new_tokens,
+            "beginnings": run.beginnings,
+        }
+
+        def work(parts: Iterable[Sequence[Item]]) -> Iterator[list[dict[str, Any]]]:
+            batches = [text_of([asdict(item) for item in part]) for part in parts]
+            for rows in mapped(Answers, made_of, batches, processes=processes, share=share):
+                yield json.loads(rows)
+
+        run.work = work
+        try:
+            return run.answered()
+        finally:
+            run.work = None
 
 
 def _embed(options: _Options, model: WhiteBoxModel) -> Embed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 import typer
 from typer.core import TyperCommand, TyperOption
+
+from hallucination_guard.model.choice import ModelChoice
 
 __all__ = [
     "AnchorQuestion",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelName",
     "ProfilePath",
     "ReaderGone",
+    "Replicas",
     "SampledLog",
     "Stopped",
 ]
@@ -39,30 +41,21 @@ ProfilePath: TypeAlias = Annotated[
     typer.Option("--profile", metavar="FILE", help="t* as `locate` measured it (default: by the chat template)."),
 ]
 AuditPath: TypeAlias = Annotated[Path, typer.Option("--audit", metavar="FILE", help="The log.")]
-LogPath: TypeAlias = Annotated[Path, typer.Option("--log", metavar="FILE", help="The log.")]
+LogPath: TypeAlias = Annotated[
+    Path, typer.Option("--log", metavar="FILE_OR_FOLDER", help="The log, or a folder of logs that are read as one.")
+]
 SampledLog: TypeAlias = Annotated[Path, typer.Argument(metavar="LOG", help="The log.")]
+Replicas: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--ray", min=1, max=256, metavar="N", help="In N processes, by Ray (docs/ray.md).", show_default=False
+    ),
+]
 MaxNewTokens: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer, at most.")]
 AnchorQuestion: TypeAlias = Annotated[
     str | None,
     typer.Option("--anchor-question", help="Model without a chat template: the part of the text that asks."),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelChoice:
-    """Which model a command is to load.
-
-    Args:
-        name: ``demo``, a folder, a .gguf file or a hub id.
-        device_map: as in transformers.
-        dtype: as in transformers.
-        profile: where t* was measured to be.
-    """
-
-    name: str = "demo"
-    device_map: str | None = None
-    dtype: str | None = None
-    profile: Path | None = None
 
 
 class Stopped(Exception):

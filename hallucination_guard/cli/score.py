@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -22,8 +24,9 @@ from hallucination_guard.cli.options import (
     ModelChoice,
     ModelName,
     ProfilePath,
+    Replicas,
 )
-from hallucination_guard.errors import InputError
+from hallucination_guard.errors import ConfigurationError, InputError, ReplicaLost
 
 if TYPE_CHECKING:
     from hallucination_guard.model import WhiteBoxModel
@@ -45,6 +48,7 @@ class _Options:
     batch_tokens: int
     max_new_tokens: int
     choice: ModelChoice
+    ray: int | None
 
 
 def score(
@@ -74,6 +78,7 @@ def score(
     device_map: DeviceMap = None,
     dtype: Dtype = None,
     profile: ProfilePath = None,
+    ray: Replicas = None,
     as_json: Json = False,
 ) -> int:
     """Score a file of prompts or answers.
@@ -90,6 +95,7 @@ def score(
         batch_tokens=batch_tokens,
         max_new_tokens=max_new_tokens,
         choice=ModelChoice(name=model, device_map=device_map, dtype=dtype, profile=profile),
+        ray=ray,
     )
     try:
         raw = sys.stdin.buffer.read() if input == "-" else Path(input).read_bytes()
@@ -99,6 +105,10 @@ def score(
     path = Path(output)
     # A pipe or a device has no beside, and must not be replaced by a file.
     streamed = output == "-" or (path.exists() and not path.is_file())
+    if streamed and ray is not None:
+        raise ConfigurationError(
+            "with --ray rows come as they are finished, and are put in order in a file", hint="give --output FILE"
+        )
     counts = _stream(options, lines) if streamed else _file(options, raw, lines)
     if as_json and output != "-":
         show_json(counts)
@@ -131,30 +141,92 @@ def _stream(options: _Options, lines: Sequence[Line]) -> dict[str, int]:
 
 
 def _file(options: _Options, raw: bytes, lines: Sequence[Line]) -> dict[str, int]:
-    from hallucination_guard.rows import Partial
-    from hallucination_guard.scoring import HybridGrad
-
     output = Path(options.output)
     check_folder(output)
+    with _working(options, lines) as (identity, work):
+        return _kept(output, raw, lines, identity, work, most=options.max_new_tokens)
+
+
+Work: TypeAlias = Callable[[Container[int]], Iterator["Rows"]]
+"""From the numbers of the lines that are finished to the rows of the others, in batches as they are finished."""
+
+
+@contextmanager
+def _working(options: _Options, lines: Sequence[Line]) -> Iterator[tuple[Mapping[str, JSON], Work]]:
+    """What rows depend on, and who makes them, as long as the context lasts."""
+    if options.ray is None:
+        yield _here(options, lines)
+        return
+    from hallucination_guard.replicas.jobs import Scores, plan, text_of
+    from hallucination_guard.replicas.ray_cluster import cluster
+
+    choice, processes = options.choice.absolute(), options.ray
+    with cluster(processes) as share:
+        from hallucination_guard.replicas.ray_mapping import elsewhere, mapped
+
+        (model, scorer), batches = elsewhere(
+            plan,
+            choice,
+            lines,
+            share=share,
+            batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
+            max_new_tokens=options.max_new_tokens,
+        )
+
+        def work(finished: Container[int]) -> Iterator[Rows]:
+            open_lines = [[line for line in json.loads(each) if line["number"] not in finished] for each in batches]
+            rest = [text_of(each) for each in open_lines if each]
+            made_of = {"choice": choice, "max_new_tokens": options.max_new_tokens}
+            for rows in mapped(Scores, made_of, rest, processes=processes, share=share):
+                yield [(number, row) for number, row in json.loads(rows)]
+
+        yield {"model": model, "scorer": scorer}, work
+
+
+def _here(options: _Options, lines: Sequence[Line]) -> tuple[Mapping[str, JSON], Work]:
+    from hallucination_guard.scoring import HybridGrad
+
     model, scorer = load(options.choice), HybridGrad()
-    binding: dict[str, JSON] = {
-        "input": hashlib.sha256(raw).hexdigest(),
+    identity: dict[str, JSON] = {
         "model": [model.identity.fingerprint, model.identity.structure, model.identity.template],
         "scorer": [scorer.identity.name, scorer.identity.version, dict(scorer.identity.settings)],
+    }
+
+    def work(finished: Container[int]) -> Iterator[Rows]:
+        rest = [line for line in lines if line.number not in finished]
+        return _rows(options, model, rest, scorer=scorer, by_length=True)
+
+    return identity, work
+
+
+def _kept(
+    output: Path, raw: bytes, lines: Sequence[Line], identity: Mapping[str, JSON], work: Work, *, most: int
+) -> dict[str, int]:
+    """Every row in the output; those that are finished are kept beside it until all are."""
+    from hallucination_guard.rows import Partial
+
+    binding: dict[str, JSON] = {
+        "input": hashlib.sha256(raw).hexdigest(),
+        **identity,
         # Not the size of batches: who ran out of memory goes on with smaller ones.
-        "max_new_tokens": options.max_new_tokens,
+        "max_new_tokens": most,
     }
     try:
         with Partial(output, binding) as partial:
             done_before = len(partial.statuses)
             if done_before:
                 say(f"continuing: {done_before} of {len(lines)} rows are in {partial.path}")
-            rest = [line for line in lines if line.number not in partial.statuses]
             with progress("scoring", len(lines)) as done:
                 done(done_before)
-                for batch in _rows(options, model, rest, scorer=scorer, by_length=True):
+                for batch in work(frozenset(partial.statuses)):
                     partial.add(batch)
                     done(len(partial.statuses))
+            if lost := [line.number for line in lines if line.number not in partial.statuses]:
+                raise ReplicaLost(
+                    f"{len(lost)} rows did not come back, the first of line {lost[0]}",
+                    hint="the same command continues",
+                )
             partial.finish()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"finished rows are in {output}.partial: the same command continues") from None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,15 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hallucination_guard.cli.console import load, say, show, show_json
-from hallucination_guard.cli.options import Command, Json, ModelChoice
+from hallucination_guard.cli.options import Command, Json, Replicas
 from hallucination_guard.errors import ConfigurationError, MissingExtra
 
 if TYPE_CHECKING:
-    from hallucination_guard.audit import AuditLog
-    from hallucination_guard.calibration import Calibration
-    from hallucination_guard.model import WhiteBoxModel
-    from hallucination_guard.server.config import Alias, Settings
-    from hallucination_guard.server.house import Served
+    from hallucination_guard.server.answering import Behind
+    from hallucination_guard.server.config import Settings
 
 __all__ = ["register", "serve"]
 
@@ -41,6 +37,7 @@ def serve(
     ] = None,
     role: Annotated[list[str] | None, typer.Option("--role", help="Of the new key: ask, score, read.")] = None,
     keys: Annotated[Path | None, typer.Option("--keys", metavar="FILE", help="Where the new key's hash goes.")] = None,
+    ray: Replicas = None,
     as_json: Json = False,
 ) -> int:
     """Serve guarded answers over the OpenAI API."""
@@ -56,19 +53,39 @@ def serve(
     if role or keys:
         raise ConfigurationError("--role and --keys are of a new key", hint="give --new-key NAME")
     if check:
-        return _check(config, host, port, as_json=as_json)
+        return _check(config, host, port, as_json=as_json, ray=ray is not None)
     settings = _settings(config, host, port)
     if problems := settings.problems():
         for line in problems:
             say(f"error: {line}")
         return 2
+    return _here(settings) if ray is None else _on_ray(settings, ray)
+
+
+def _here(settings: Settings) -> int:
+    from hallucination_guard.replicas.opening import opened
+
     with ExitStack() as stack:
-        served = _served(settings, stack)
+        served = opened(settings, stack, load=load)
         try:
             return _run(settings, served)
         finally:  # whose client has left still has a record to write, before the logs are closed
             for each in served.values():
                 each.guard.settle(settings.limits.shutdown_seconds)
+
+
+def _on_ray(settings: Settings, replicas: int) -> int:
+    from hallucination_guard.replicas.opening import chains_beside
+    from hallucination_guard.replicas.ray_cluster import cluster
+
+    with cluster(replicas, say=True) as share:
+        from hallucination_guard.replicas.fleet import Remote
+        from hallucination_guard.replicas.ray_serving import served_by_ray
+
+        with served_by_ray(settings, replicas, share) as fleet:
+            folders = sorted({str(chains_beside(each.audit)) for each in settings.models})
+            say(f"{replicas} replicas; a chain of each in {', '.join(folders)}")
+            return _run(settings, {each.alias: Remote(each, fleet) for each in settings.models})
 
 
 def _settings(config: Path | None, host: str | None, port: int | None) -> Settings:
@@ -90,13 +107,17 @@ def _new_key(name: str, roles: list[str], path: Path | None, *, as_json: bool) -
     return 0
 
 
-def _check(config: Path | None, host: str | None, port: int | None, *, as_json: bool) -> int:
+def _check(config: Path | None, host: str | None, port: int | None, *, as_json: bool, ray: bool) -> int:
+    from importlib.util import find_spec
+
     from hallucination_guard.server.config import Problems
 
     try:
         lines = _settings(config, host, port).problems()
     except Problems as error:
         lines = error.lines
+    if ray and find_spec("ray") is None:
+        lines = [*lines, "--ray: it needs pip install 'hallucination-guard-semgrad[ray]'"]
     if as_json:
         show_json({"problems": lines})
     else:
@@ -105,61 +126,7 @@ def _check(config: Path | None, host: str | None, port: int | None, *, as_json: 
     return 2 if lines else 0
 
 
-def _served(settings: Settings, stack: ExitStack) -> dict[str, Served]:
-    """Load what is to be served. Aliases share models and logs."""
-    from hallucination_guard.calibration import SentenceCalibration
-    from hallucination_guard.guard import Guard
-    from hallucination_guard.server.house import Served
-    from hallucination_guard.values import GenerationSettings
-    from hallucination_guard_policies import load_policy
-
-    models: dict[ModelChoice, WhiteBoxModel] = {}
-    logs: dict[str, AuditLog] = {}
-    found = {}
-    for each in settings.models:
-        choice = ModelChoice(name=each.model, device_map=each.device_map, dtype=each.dtype, profile=each.profile)
-        if choice not in models:
-            # Every thread that computes has threads of its own in torch, and more than there are cores slow down all:
-            # this one and its threads are gone when the server begins to draw.
-            with ThreadPoolExecutor(1) as loading:
-                models[choice] = loading.submit(load, choice).result()
-        model = models[choice]
-        if each.upstream is not None and each.upstream.prefix_mib:
-            model = model.with_prefixes(each.upstream.prefix_mib << 20)
-        calibration = _calibration(each, model)
-        guard = Guard(
-            model,
-            policy=load_policy(each.policy, confidence=each.confidence, max_risk=each.max_risk),
-            calibration=calibration,
-            sentences=None if each.sentences is None else SentenceCalibration.load(each.sentences),
-            audit=_log(each, logs, stack),
-            generation=GenerationSettings(max_new_tokens=each.max_new_tokens, temperature=each.temperature),
-            max_calls=settings.limits.running + settings.limits.queue,
-        )
-        found[each.alias] = Served(alias=each, guard=guard)
-    return found
-
-
-def _log(alias: Alias, logs: dict[str, AuditLog], stack: ExitStack) -> AuditLog:
-    from hallucination_guard.audit import AuditLog
-
-    at = os.path.realpath(alias.audit)
-    if at not in logs:
-        key = None if alias.audit_key_env is None else os.environ[alias.audit_key_env].encode()
-        logs[at] = stack.enter_context(AuditLog(alias.audit, content=alias.content, key=key))
-    return logs[at]
-
-
-def _calibration(alias: Alias, model: WhiteBoxModel) -> Calibration | None:
-    from hallucination_guard.calibration import Calibration
-    from hallucination_guard.demo import calibrated
-
-    if alias.calibration is not None:
-        return Calibration.load(alias.calibration)
-    return calibrated(model) if alias.model == "demo" and alias.upstream is None else None
-
-
-def _run(settings: Settings, served: dict[str, Served]) -> int:
+def _run(settings: Settings, served: Mapping[str, Behind]) -> int:
     import asyncio
 
     from hallucination_guard.server.app import create_app

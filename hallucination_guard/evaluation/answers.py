@@ -7,7 +7,7 @@ single-pass scores of a data set cost one generation pass and a small share of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from hallucination_guard.calibration.labelled import Beginning, Labelled
 from hallucination_guard.errors import ConfigurationError, GuardError
@@ -29,7 +29,7 @@ from hallucination_guard.values import (
     StreamingScorer,
 )
 
-__all__ = ["P_TRUE", "answer", "judge", "labelled", "p_true"]
+__all__ = ["P_TRUE", "Work", "answer", "answer_rows", "judge", "labelled", "p_true"]
 
 P_TRUE = (
     "Somebody was asked a question and proposed an answer.\n"
@@ -44,6 +44,9 @@ P_TRUE = (
 
 _LETTERS = ("A", "B")
 
+Work: TypeAlias = Callable[[Iterable[Sequence[Item]]], Iterator[list[dict[str, Any]]]]
+"""Turns batches of questions into rows."""
+
 
 def answer(
     model: WhiteBoxModel,
@@ -56,6 +59,7 @@ def answer(
     batch_size: int = 8,
     beginnings: bool = False,
     done: Callable[[int], None] = lambda _: None,
+    work: Work | None = None,
 ) -> None:
     """Answer (or read) and score what is not in ``store`` yet.
 
@@ -71,13 +75,20 @@ def answer(
         batch_size: questions that are answered together.
         beginnings: whether to score every beginning that ends with a sentence, too.
         done: told how many of ``items`` are finished.
+        work: does :func:`answer_rows` on batches, in any order, and perhaps on one twice; here and one after the other
+            by default.
     """
+
+    def here(parts: Iterable[Sequence[Item]]) -> Iterator[list[dict[str, Any]]]:
+        return (answer_rows(model, part, prompting, scorer, max_new_tokens, beginnings) for part in parts)
+
     rest = [item for item in items if item.id not in store.rows]
     finished = len(items) - len(rest)
     done(finished)
-    for part in batches(rest, prompting, batch_size):
-        store.add(_rows(model, part, prompting, scorer, max_new_tokens, beginnings))
-        finished += len(part)
+    for rows in (work or here)(batches(rest, prompting, batch_size)):
+        new = [row for row in rows if row["id"] not in store.rows]
+        store.add(new)
+        finished += len(new)
         done(finished)
 
 
@@ -88,7 +99,7 @@ def batches(items: Iterable[Item], prompting: Prompting, size: int) -> Iterator[
         yield ordered[at : at + size]
 
 
-def _rows(
+def answer_rows(
     model: WhiteBoxModel,
     items: Sequence[Item],
     prompting: Prompting,
@@ -96,6 +107,7 @@ def _rows(
     max_new_tokens: int,
     beginnings: bool,
 ) -> list[dict[str, Any]]:
+    """The rows of one batch; a question that cannot be answered or scored has one with its problem."""
     try:
         generations = _generations(model, items, prompting, max_new_tokens)
         if beginnings:
@@ -106,7 +118,9 @@ def _rows(
         # Whatever failed must name its own row: they are tried one by one.
         if len(items) == 1:
             return [{"id": items[0].id, "query": items[0].query, "problem": str(error)}]
-        return [row for item in items for row in _rows(model, [item], prompting, scorer, max_new_tokens, beginnings)]
+        return [
+            row for item in items for row in answer_rows(model, [item], prompting, scorer, max_new_tokens, beginnings)
+        ]
     return [_row(*each) for each in zip(items, generations, scores, strict=True)]
 
 

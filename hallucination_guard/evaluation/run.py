@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from hallucination_guard.errors import CalibrationError
 from hallucination_guard.evaluation.agreement import Answered
-from hallucination_guard.evaluation.answers import P_TRUE, answer, judge, p_true
+from hallucination_guard.evaluation.answers import P_TRUE, Work, answer, judge, p_true
 from hallucination_guard.evaluation.data import Item, Prompting
 from hallucination_guard.evaluation.embedding import Embed
 from hallucination_guard.evaluation.judges import Judge
@@ -48,6 +48,7 @@ class Run:
         batch_size: rows at once, at most.
         progress: shows how far it is.
         beginnings: whether to score every beginning that ends with a sentence, too.
+        work: answers and scores batches somewhere else, see :data:`~.answers.Work`.
         extra: further scores, by name and question.
         seconds: of an answer, for scores that have a price of their own.
         costs: seconds of each part of the work, in all.
@@ -64,6 +65,7 @@ class Run:
     batch_size: int
     progress: Progress
     beginnings: bool = False
+    work: Work | None = None
     extra: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
@@ -72,6 +74,11 @@ class Run:
     def store(self, name: str, **more: JSON) -> Store:
         """The file that keeps rows of one kind."""
         return Store(self.folder / f"{name}.jsonl", {**self.binding, **more})
+
+    def is_answered(self) -> bool:
+        """Whether every question is answered and scored already."""
+        rows = self.store("generations").rows
+        return all(item.id in rows for item in self.items)
 
     def answered(self) -> Store:
         """Every question answered and scored."""
@@ -87,6 +94,7 @@ class Run:
                 batch_size=self.batch_size,
                 beginnings=self.beginnings,
                 done=done,
+                work=self.work,
             )
         for part in ("generate", "score"):
             rows = (answers.rows[item.id] for item in self.items)

@@ -446,6 +446,11 @@ class Guard(Parts):
     ) -> list[Outcome]:
         settings = GenerationSettings.of(generation).over(self.generation)
         facts = _facts(call, thread_id)
+        if facts.request_id is not None and len(prompts) > 1:
+            raise InputError(
+                f"{len(prompts)} prompts were given one request_id, {facts.request_id!r}",
+                hint="give each a call of its own",
+            )
         streamed = self.calibration is not None and self.calibration.gate == "stream"
         loop = None if streamed else self._loop()
         if loop is not None and gone is not None and isinstance(self.model, StreamingModel):

@@ -43,6 +43,7 @@ class Progress:
         messages: the prompt of the next attempt; another one after a retrieval.
         settings: what was said about generating.
         call: the facts of the call, for the record.
+        request_id: of the call; by default the one that its facts name, or a new one.
         given: an answer that something else wrote, to be judged first.
         unscorable: why the answer given cannot be scored; empty where it can.
         by: the server that drew the answer given, where that is known; further ones are the model's own.
@@ -59,7 +60,7 @@ class Progress:
     given: Generation | None = None
     unscorable: str = ""
     by: Generator | None = None
-    request_id: str = field(default_factory=lambda: uuid4().hex)
+    request_id: str = ""
     began: float = field(default_factory=time.perf_counter)
     drawn: set[tuple[int, ...]] = field(default_factory=set)
     attempt: int = 0
@@ -81,6 +82,9 @@ class Progress:
     released: str = ""
     doubt: float = 0.0
     outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.request_id = self.request_id or self.call.request_id or uuid4().hex
 
     @property
     def drawing(self) -> Drawing:

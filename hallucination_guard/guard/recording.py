@@ -11,7 +11,7 @@ from functools import cache
 from importlib import metadata
 from typing import Literal
 
-from hallucination_guard.audit.record import AuditRecord, Sink
+from hallucination_guard.audit.record import AuditRecord, Sink, record_id
 from hallucination_guard.errors import AuditError, GuardError
 from hallucination_guard.guard.progress import Progress
 from hallucination_guard.values import (
@@ -80,7 +80,10 @@ class Recorder:
         """Write down that a stream lets a part of the newest draft go: the tokens from ``start`` to ``stop``."""
         if self.sink is not None:
             record = self._record(progress, decision, "", "")
-            part = replace(record, part={"start": start, "stop": stop}, answer=text)
+            # What is only shown is no part that was let through, and begins where the first one does.
+            kind = "shown" if decision.rule == "provisional" else "part"
+            own = record_id(progress.request_id, progress.attempt, f"{kind} {start}-{stop}")
+            part = replace(record, id=own, part={"start": start, "stop": stop}, answer=text)
             progress.audit_ids.append(self._write(part))
 
     def escalated(self, progress: Progress, decision: Decision, *, answered_by: str, answer: str) -> None:
@@ -92,6 +95,7 @@ class Recorder:
     ) -> str:
         """Write down that an answer waits for a human, or what the human said; the record's id, or nothing."""
         record = AuditRecord(
+            id=record_id(review.request_id, review.attempt, review.said),
             request_id=review.request_id,
             thread_id=review.call.thread_id,
             principal=review.call.principal,
@@ -165,6 +169,7 @@ class Recorder:
         generation, score = draft.generation, draft.verdict.score
         escalated = bool(answered_by)
         return AuditRecord(
+            id=record_id(progress.request_id, progress.attempt, "answered" if escalated else "draft"),
             request_id=progress.request_id,
             thread_id=progress.call.thread_id,
             principal=progress.call.principal,

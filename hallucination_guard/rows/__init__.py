@@ -7,6 +7,6 @@ In go lines of JSON (:func:`read_lines`), a model and a scorer; out come rows in
 from __future__ import annotations
 
 from hallucination_guard.rows.partial import Partial
-from hallucination_guard.rows.rows import Line, Rows, read_lines, score_lines
+from hallucination_guard.rows.rows import Line, Rows, planned, read_lines, score_batch, score_lines
 
-__all__ = ["Line", "Partial", "Rows", "read_lines", "score_lines"]
+__all__ = ["Line", "Partial", "Rows", "planned", "read_lines", "score_batch", "score_lines"]

@@ -66,11 +66,12 @@ class Partial:
         self._stack.close()
 
     def add(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """Keep finished rows, each with its line number."""
-        written = [encoded({"line": number, "row": row}) for number, row in rows]
+        """Keep finished rows, each with its line number. One that is kept already stays as it is."""
+        new = [(number, row) for number, row in rows if number not in self._at]
+        written = [encoded({"line": number, "row": row}) for number, row in new]
         with _named(self.path):
             write_all(self._file, b"".join(written))
-        for (number, row), line in zip(rows, written, strict=True):
+        for (number, row), line in zip(new, written, strict=True):
             self._keep(number, row, len(line))
 
     def finish(self) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeAlias
 
 from hallucination_guard.values import Generation, Model, Score, Scorer, from_json
 
-__all__ = ["Line", "Rows", "read_lines", "score_lines"]
+__all__ = ["Line", "Rows", "planned", "read_lines", "score_batch", "score_lines"]
 
 _FIELDS = frozenset({"id", "prompt", "messages", "question", "response", "response_token_ids"})
 
@@ -24,6 +24,8 @@ class Line:
         question: on a model without a chat template, the part of the prompt whose last token is t*.
         answer: text or token ids to be read; None to generate.
         problem: why the line cannot be used; empty if it can.
+
+    It travels as plain JSON, see :meth:`to_json_dict`.
     """
 
     number: int
@@ -32,6 +34,16 @@ class Line:
     question: str | None = None
     answer: str | tuple[int, ...] | None = None
     problem: str = ""
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def from_json_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The line that :meth:`to_json_dict` gave."""
+        answer = data["answer"]
+        return cls(**{**data, "answer": tuple(answer) if isinstance(answer, list) else answer})
 
 
 def read_lines(raw: Sequence[bytes]) -> list[Line]:
@@ -105,11 +117,32 @@ def score_lines(
         by_length: put rows of like length together, whatever their place in the file, longest first: a batch that
             does not fit into memory then shows at once. Otherwise rows come in the order of the lines.
     """
+    parts = planned(
+        model,
+        lines,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        max_new_tokens=max_new_tokens,
+        by_length=by_length,
+    )
+    for part in parts:
+        yield from score_batch(model, part, scorer=scorer, max_new_tokens=max_new_tokens)
+
+
+def planned(
+    model: Model,
+    lines: Iterable[Line],
+    *,
+    batch_size: int,
+    batch_tokens: int,
+    max_new_tokens: int,
+    by_length: bool = True,
+) -> Iterator[list[Line]]:
+    """The batches in which lines are scored; the arguments are those of :func:`score_lines`."""
     sized: Iterable[_Sized] = (_sized(model, line, max_new_tokens) for line in lines)
     if by_length:
         sized = sorted(sized, key=lambda each: -each.tokens)
-    for part in _batches(sized, batch_size, batch_tokens):
-        yield from _finished(model, scorer, part, max_new_tokens)
+    yield from _batches(sized, batch_size, batch_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +179,15 @@ def _batches(sized: Iterable[_Sized], batch_size: int, batch_tokens: int) -> Ite
         yield part
 
 
-def _finished(model: Model, scorer: Scorer, part: Sequence[Line], max_new_tokens: int) -> Iterator[Rows]:
+def score_batch(model: Model, part: Sequence[Line], *, scorer: Scorer, max_new_tokens: int) -> Iterator[Rows]:
+    """The rows of one batch; one by one where something in it fails.
+
+    Args:
+        model: as for :func:`score_lines`.
+        part: from :func:`planned`.
+        scorer: measures.
+        max_new_tokens: of a generated answer.
+    """
     good = [line for line in part if not line.problem]
     try:
         generations = _generations(model, good, max_new_tokens)
@@ -161,7 +202,7 @@ def _finished(model: Model, scorer: Scorer, part: Sequence[Line], max_new_tokens
         yield [(line.number, made[line.number] if not line.problem else _failed(line, line.problem)) for line in part]
         return
     for line in part:
-        yield from _finished(model, scorer, [line], max_new_tokens)
+        yield from score_batch(model, [line], scorer=scorer, max_new_tokens=max_new_tokens)
 
 
 def _reason(error: Exception) -> str:

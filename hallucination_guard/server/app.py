@@ -19,8 +19,9 @@ from starlette.responses import Response
 
 from hallucination_guard.errors import GuardError
 from hallucination_guard.guard import KEY
+from hallucination_guard.server.answering import Behind
 from hallucination_guard.server.config import Settings
-from hallucination_guard.server.house import Places, Served
+from hallucination_guard.server.house import Places
 from hallucination_guard.server.keys import Keys
 from hallucination_guard.server.limits import Door, Visitor
 from hallucination_guard.server.metrics import MEDIA_TYPE, Metrics
@@ -124,7 +125,7 @@ class Application:
     """
 
     settings: Settings
-    served: Mapping[str, Served]
+    served: Mapping[str, Behind]
     keys: Keys | None = None
     closing: bool = False
     places: dict[str, Places] = field(init=False)
@@ -155,7 +156,7 @@ class Application:
 
     # ------------------------------------------------------------------------------------------------- asking
 
-    def found(self, alias: str) -> Served:
+    def found(self, alias: str) -> Behind:
         """What stands behind an alias.
 
         Raises:
@@ -174,14 +175,14 @@ class Application:
         turns, options = self._checked(asked, visitor)
         answering = served.answering(asked.tightening)
         deadline = asyncio.get_running_loop().time() + self.settings.limits.deadline_seconds
-        call = asked.call(visitor.principal)
+        call = asked.call(visitor.principal, visitor.id)
         wire = Wire(
             alias=asked.model,
             abstention=self.settings.abstention,
             chat=isinstance(asked, ChatRequest),
             usage=asked.wants_usage,
             id=visitor.id,
-            fingerprint=str(served.guard.model.identity.fingerprint),
+            fingerprint=served.fingerprint,
         )
 
         async def whole() -> Outcome:
@@ -216,16 +217,16 @@ class Application:
         served, visitor = self.found(asked.model), _visitor(request)
         turns, answer, options = asked.turns(), asked.answer(), asked.options()
         self._check_length(turns)
-        guard = served.scoring(asked.tightening)
         deadline = asyncio.get_running_loop().time() + self.settings.limits.deadline_seconds
 
         async def whole() -> Outcome:
             async with asyncio.timeout_at(deadline), self.places[asked.model].one():
-                return await guard.areview(
+                return await served.review(
+                    asked.tightening,
                     turns,
                     answer,
                     ended=asked.finish_reason or "read",
-                    call=asked.call(visitor.principal),
+                    call=asked.call(visitor.principal, visitor.id),
                     **options,
                 )
 
@@ -331,21 +332,19 @@ class Application:
                 with suppress(asyncio.CancelledError):
                     await task
             for each in self.served.values():
-                if each.sidecar is not None:
-                    await each.sidecar.close()
+                await each.close()
 
-    async def _start(self, served: Served) -> None:
+    async def _start(self, served: Behind) -> None:
         while True:
             try:
                 await served.start()
                 return
             except GuardError as error:
-                served.why = error.message
                 _log.warning("server.not_ready %s: %s", served.alias.alias, error)
             await asyncio.sleep(_AGAIN)
 
 
-def create_app(settings: Settings, served: Mapping[str, Served], keys: Keys | None = None) -> Application:
+def create_app(settings: Settings, served: Mapping[str, Behind], keys: Keys | None = None) -> Application:
     """The ASGI application of a server.
 
     Args:
@@ -421,7 +420,7 @@ def _api(application: Application) -> FastAPI:
     return api
 
 
-def _lacks(served: Served) -> bool:
+def _lacks(served: Behind) -> bool:
     return not served.status().ready or bool(served.suspended)
 
 

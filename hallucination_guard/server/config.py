@@ -193,7 +193,7 @@ class Settings(_Part):
         if not isinstance(found, dict):
             raise ConfigurationError(f"{str(path)!r} holds no mapping", hint="see docs/server.md for one to begin with")
         given = {**found, **{name: value for name, value in instead.items() if value is not None}}
-        return cls.of(given)._beside(path.parent)
+        return cls.of(given).beside(path.parent)
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Self:
@@ -208,7 +208,9 @@ class Settings(_Part):
             found = [f"{_place(each['loc'])}{_words(each['msg'])}" for each in error.errors(include_url=False)]
         raise Problems(found)
 
-    def _beside(self, folder: Path) -> Self:
+    def beside(self, folder: Path) -> Self:
+        """The same, whose relative paths are of this folder."""
+
         def moved(path: Path | None) -> Path | None:
             return None if path is None else folder / path
 

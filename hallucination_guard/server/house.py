@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import yaml
 
@@ -20,7 +20,7 @@ from hallucination_guard.server.config import Alias
 from hallucination_guard.server.refusals import Refusal
 from hallucination_guard.server.requests import Tightening
 from hallucination_guard.server.upstream import Sidecar, Status, connect
-from hallucination_guard.values import JSON, Policy
+from hallucination_guard.values import JSON, Call, FinishReason, GenerationOptions, Messages, Outcome, Policy
 from hallucination_guard_policies import load_policy, pack_names
 
 __all__ = ["Places", "Served"]
@@ -88,9 +88,20 @@ class Served:
             self.why = "the server that draws the answers was not asked yet"
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.guard.model.identity.fingerprint
+
+    @property
     def streams(self) -> bool:
         """Whether answers can leave sentence by sentence."""
         return self.guard.streams
+
+    @property
+    def drift(self) -> tuple[bool, int] | None:
+        """Whether scores have drifted, and in how many tests; None where nobody tests."""
+        watched = self.guard.drift
+        return None if watched is None else (bool(watched.suspended), watched.tests)
 
     async def start(self) -> None:
         """Get it ready.
@@ -98,6 +109,18 @@ class Served:
         Raises:
             GuardError: if what draws the answers does not answer or does not fit.
         """
+        try:
+            await self._start()
+        except GuardError as error:
+            self.why = error.message
+            raise
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        if self.sidecar is not None:
+            await self.sidecar.close()
+
+    async def _start(self) -> None:
         beside = self.alias.upstream
         if self.sidecar is None and beside is not None:
             upstream = await connect(
@@ -140,10 +163,20 @@ class Served:
         other.guard = guard
         return other
 
-    def scoring(self, tightening: Tightening) -> Guard:
-        """Who judges a given text: by the policy, without drawing anything."""
+    async def review(
+        self,
+        tightening: Tightening,
+        messages: Messages,
+        answer: str | Sequence[int],
+        *,
+        ended: FinishReason,
+        call: Call,
+        **generation: Unpack[GenerationOptions],
+    ) -> Outcome:
+        """Judge a given answer by the policy, without drawing anything."""
         guard = self.stricter(tightening)
-        return guard.with_policy(guard.policy, max_attempts=1)
+        judge = guard.with_policy(guard.policy, max_attempts=1)
+        return await judge.areview(messages, answer, ended=ended, call=call, **generation)
 
     def stricter(self, tightening: Tightening) -> Guard:
         """The guard under the policy that a request asks for.

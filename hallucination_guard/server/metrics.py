@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hallucination_guard.server.house import Places, Served
+from hallucination_guard.server.answering import Behind
+from hallucination_guard.server.house import Places
 from hallucination_guard.values import Outcome
 
 __all__ = ["MEDIA_TYPE", "Metrics"]
@@ -25,7 +26,7 @@ class Metrics:
         places: by alias.
     """
 
-    def __init__(self, served: Mapping[str, Served], places: Mapping[str, Places]) -> None:
+    def __init__(self, served: Mapping[str, Behind], places: Mapping[str, Places]) -> None:
         self._registry = CollectorRegistry()
         within: dict[str, Any] = {"registry": self._registry, "namespace": "hallucination_guard"}
         self._decisions = Counter("decisions", "Decisions that ended a request.", ["alias", "action", "rule"], **within)
@@ -70,7 +71,7 @@ class Metrics:
 class _States(Collector):
     """What is looked up when somebody asks."""
 
-    def __init__(self, served: Mapping[str, Served], places: Mapping[str, Places]) -> None:
+    def __init__(self, served: Mapping[str, Behind], places: Mapping[str, Places]) -> None:
         self._served, self._places = served, places
 
     def describe(self) -> list[Metric]:
@@ -96,9 +97,10 @@ class _States(Collector):
             status = served.status()
             ready.add_metric([alias], float(status.ready))
             suspended.add_metric([alias], float(bool(served.suspended)))
-            if (watched := served.guard.drift) is not None:
-                drift.add_metric([alias], float(bool(watched.suspended)))
-                windows.add_metric([alias], watched.tests)
+            if served.drift is not None:
+                drifted, tests = served.drift
+                drift.add_metric([alias], float(drifted))
+                windows.add_metric([alias], tests)
             if status.generator is not None:
                 parity.add_metric([alias, "compared"], status.generator.compared)
                 parity.add_metric([alias, "beyond"], status.generator.beyond)

@@ -18,6 +18,7 @@ from hallucination_guard.errors import (
     GuardError,
     InputError,
     ModelError,
+    ReplicaLost,
     ScoringError,
 )
 
@@ -67,6 +68,11 @@ class Refusal(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_after, self.close = retry_after, close
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It travels from the process that refuses to the one that says so.
+        state = {name: getattr(self, name) for name in ("code", "param", "retry_after", "close")}
+        return _refused_elsewhere, (self.status, self.message, state)
+
     @property
     def body(self) -> dict[str, Any]:
         """As the OpenAI API writes it."""
@@ -82,6 +88,10 @@ class Refusal(Exception):
         return headers | ({"connection": "close"} if self.close else {})
 
 
+def _refused_elsewhere(status: int, message: str, rest: dict[str, Any]) -> Refusal:
+    return Refusal(status, message, **rest)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
@@ -95,6 +105,7 @@ STATUSES: tuple[tuple[type[GuardError], _Answer], ...] = (
     (ConfigurationError, _Answer(400, "unsupported")),
     (BusyError, _Answer(429, "queue_full", "too many requests wait for this model", 1)),
     (AuditError, _Answer(503, "audit_unavailable", "the record cannot be written, so no answer is given", 10)),
+    (ReplicaLost, _Answer(503, "replica_lost", "what was to answer was lost, and nothing was given", 1)),
     (CallError, _Answer(503, "upstream_unavailable", "what draws or looks up for the answers failed", 5)),
     (CalibrationError, _Answer(503, "calibration_unusable", "the calibration does not fit what is served", 60)),
     (AnchorError, _Answer(503, "model_unusable", "the model cannot be scored", 60)),

@@ -262,12 +262,12 @@ class _Asked(_Part):
         | None
     ) = None
 
-    def call(self, principal: str | None) -> Call:
-        """Facts for the record."""
+    def call(self, principal: str | None, request_id: str) -> Call:
+        """Facts for the record; who answers this request again answers the same one."""
         tags = dict(self.metadata or {})
         if self.user is not None:
             tags.setdefault("user", self.user)
-        return Call(principal=principal, tags=tags)
+        return Call(principal=principal, tags=tags, request_id=request_id)
 
     @property
     def tightening(self) -> Tightening:

@@ -1,4 +1,4 @@
-"""What is known of a call besides its prompt: which conversation, on whose behalf, and the application's own marks."""
+"""What is known of a call besides its prompt: which request and conversation, on whose behalf, and the own marks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Call:
         thread_id: the conversation, as LangGraph calls it.
         principal: on whose behalf: a user, a service or an API key's name.
         tags: the application's own marks, texts by name.
+        request_id: under which its attempts are recorded; by default a new one. What is asked again under the same one,
+            since nobody knows what became of it, is the same call: its records count once.
 
     Raises:
         InputError: on anything that is not a text.
@@ -28,11 +30,14 @@ class Call:
     thread_id: str | None = None
     principal: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("thread_id", "principal"):
+        for name in ("thread_id", "principal", "request_id"):
             if getattr(self, name) is not None:
                 _text(name, getattr(self, name))
+        if self.request_id == "":
+            raise InputError("the request_id is empty", hint="give a text, or None for a new one")
         if not isinstance(self.tags, Mapping):
             raise InputError(f"tags is {self.tags!r}", hint="give texts by name, for example {'tenant': 'acme'}")
         for name, value in self.tags.items():

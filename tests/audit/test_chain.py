@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,19 @@ def test_a_record_replaced_by_another_with_a_right_seal_is_found(log: Path) -> N
 
 def test_an_id_used_twice_is_found_even_in_a_chain_that_is_whole(tmp_path: Path) -> None:
     with AuditLog(tmp_path / "audit.jsonl", fsync=False) as log:
-        for number in (0, 1, 0):
+        for number in (0, 1):
             log(a_record(number))
+        log(replace(a_record(0), request_id="another"))
     [problem] = verify(log.path).problems
     assert (problem.line, problem.id, problem.what) == (3, "id-0", "its id was used before, in line 1")
+
+
+def test_what_was_done_again_under_its_id_is_counted_and_no_problem(tmp_path: Path) -> None:
+    with AuditLog(tmp_path / "audit.jsonl", fsync=False) as log:
+        for number in (0, 1, 0):
+            log(a_record(number))
+    found = verify(log.path)
+    assert (found.ok, found.records, found.repeated) == (True, 3, 1)
 
 
 @pytest.mark.fault("log", "its tail is cut off", "found by the anchor")

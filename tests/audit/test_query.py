@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_prefix_of_no_record_or_of_several_is_an_audit_error_with_a_hint(
 
 def test_an_id_that_is_there_twice_is_not_found_but_said(log: Path) -> None:
     with AuditLog(log, fsync=False) as more:
-        more(a_record("aa11"))
+        more(replace(a_record("aa11"), request_id="another"))
     with pytest.raises(AuditError, match=r"several records .* have the id 'aa11'"):
         find(log, "aa11")
 

@@ -115,7 +115,8 @@ async def test_its_log_probabilities_are_ours(demo: WhiteBoxModel, served: Any, 
     score = Likelihood()(demo, exchange.read(heard.ids))
     apart = distance(part.logprobs, score.token_logprobs)
     assert apart is not None
-    assert apart < (1e-5 if type(served).__name__ == "VLLM" else 5e-3)
+    # Float32 on both sides: how many threads sum up is worth 1e-5. The promise is 1e-4.
+    assert apart < (5e-5 if type(served).__name__ == "VLLM" else 5e-3)
 
 
 @pytest.mark.parametrize("name", ASKED)

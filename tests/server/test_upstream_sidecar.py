@@ -180,6 +180,32 @@ class TestUnscorable:
         status = await sidecar_of(double).start()
         assert "another model" in status.why
 
+    async def test_one_probe_far_off_gives_no_tolerance_that_hides_another_model(
+        self, double: Any, sidecar_of: Any
+    ) -> None:
+        def far(reply: Any) -> None:
+            if len(double.asked) == 1:
+                for each in reply["choices"][0]["logprobs"]["content"]:
+                    each["logprob"] = -1.2
+
+        double.edit = far
+        sidecar = sidecar_of(double, probes=tuple("abcdefgh"))
+        status = await sidecar.start()
+        assert not status.ready and "0.7 nats" in status.why
+        assert (await sidecar.acall("Where?")).verdict.score.status == "unscorable"
+
+    async def test_a_server_that_says_one_log_probability_an_answer_is_suspended(
+        self, double: Any, sidecar_of: Any
+    ) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = lambda reply: [
+            each.update(logprob=None) for each in reply["choices"][0]["logprobs"]["content"][1:]
+        ]
+        for _ in range(4):
+            await sidecar.acall("Where?")
+        assert not sidecar.status().ready
+
     async def test_a_server_that_drifts_away_is_suspended(self, double: Any, sidecar_of: Any) -> None:
         sidecar = sidecar_of(double)
         await sidecar.start()

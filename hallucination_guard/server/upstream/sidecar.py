@@ -102,7 +102,13 @@ class Sidecar:
         if (mean := sum(apart) / len(apart)) > MOST:
             self._found = f"the server's log-probabilities are {mean:.2g} nats a token from ours: it runs another model"
             return self.status()
-        self._watch, self._found = ParityWatch(tolerance(apart)), ""
+        if (within := tolerance(apart)) >= MOST:
+            self._found = (
+                f"one answer of the server is {max(apart):.2g} nats a token from ours, and twice that is no tolerance "
+                "that another model would be beyond"
+            )
+            return self.status()
+        self._watch, self._found = ParityWatch(within), ""
         return self.status()
 
     async def close(self) -> None:

@@ -51,6 +51,8 @@ def serve(
         raise MissingExtra(
             f"serve needs {error.name}", hint="pip install 'hallucination-guard-semgrad[server]'"
         ) from None
+    from hallucination_guard.server.settled import settled
+
     if new_key is not None:
         return _new_key(new_key, role or [], keys, as_json=as_json)
     if role or keys:
@@ -64,11 +66,9 @@ def serve(
         return 2
     with ExitStack() as stack:
         served = _served(settings, stack)
-        try:
+        guards = [each.guard for each in served.values()]
+        with settled(guards, settings.limits.shutdown_seconds, say):  # before the logs are closed
             return _run(settings, served)
-        finally:  # whose client has left still has a record to write, before the logs are closed
-            for each in served.values():
-                each.guard.settle(settings.limits.shutdown_seconds)
 
 
 def _settings(config: Path | None, host: str | None, port: int | None) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from hallucination_guard.audit import verify
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 SAYS = {
     "gated_chain.py": ["What is the capital of France? → ", "Swan Lake? → "],
     "graph.py": ["review When does the warehouse open? [[", "{'text': 'The warehouse in Tarvel opens at six.'}"],
@@ -49,6 +51,12 @@ def test_example(name: str, tmp_path: Path) -> None:
     found = verify(tmp_path / "audit.jsonl")
     assert found.ok
     assert found.records >= 2
+
+
+@pytest.mark.parametrize("name", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_what_a_page_shows_as_python_is_python(name: str) -> None:
+    for shown in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
+        compile(shown, name, "exec")
 
 
 @pytest.mark.parametrize("name", ["agent.py", "graph.py"])

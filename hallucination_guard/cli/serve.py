@@ -64,14 +64,13 @@ def serve(
 
 def _here(settings: Settings) -> int:
     from hallucination_guard.replicas.opening import opened
+    from hallucination_guard.server.settled import settled
 
     with ExitStack() as stack:
         served = opened(settings, stack, load=load)
-        try:
+        guards = [each.guard for each in served.values()]
+        with settled(guards, settings.limits.shutdown_seconds, say):  # before the logs are closed
             return _run(settings, served)
-        finally:  # whose client has left still has a record to write, before the logs are closed
-            for each in served.values():
-                each.guard.settle(settings.limits.shutdown_seconds)
 
 
 def _on_ray(settings: Settings, replicas: int) -> int:

@@ -187,7 +187,9 @@ class Guard(Parts):
         return await self._apart(messages, call, thread_id, generation)
 
     def settle(self, seconds: float | None = None) -> bool:
-        """Wait until no call of :meth:`acall` is under way, also none that was cancelled: each has its record then.
+        """Wait until no call or stream of an async method is under way, also none that was cancelled.
+
+        Each has its record then. Not in the loop that a stream of :meth:`afollow` waits for.
 
         Args:
             seconds: at most; None for as long as it takes.
@@ -196,6 +198,11 @@ class Guard(Parts):
             Whether none is.
         """
         return self._under_way.empty(seconds)
+
+    @property
+    def under_way(self) -> int:
+        """How many calls and streams of the async methods have not written their last record yet."""
+        return len(self._under_way)
 
     async def abatch(
         self,
@@ -264,7 +271,7 @@ class Guard(Parts):
         """:meth:`stream`, in a thread of its own for each. A cancelled task ends generating within a token."""
         left = threading.Event()
         events = self._events(messages, call, thread_id, generation, provisional=provisional, gone=left.is_set)
-        return in_a_thread(events, left)
+        return in_a_thread(events, left, self._under_way.begin, self._under_way.end)
 
     def follow(
         self,
@@ -319,7 +326,7 @@ class Guard(Parts):
         left = threading.Event()
         come = from_the_loop(pieces, left) if isinstance(pieces, AsyncIterable) else pieces
         events = self._following(messages, come, unscorable, by, call, thread_id, generation, gone=left.is_set)
-        return in_a_thread(events, left)
+        return in_a_thread(events, left, self._under_way.begin, self._under_way.end)
 
     def _following(
         self,

@@ -65,8 +65,17 @@ async def result_of(work: Callable[[], _Item], left: threading.Event, ended: Cal
         left.set()
 
 
-async def in_a_thread(events: Iterator[_Item], left: threading.Event) -> AsyncGenerator[_Item, None]:
-    """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written."""
+async def in_a_thread(
+    events: Iterator[_Item],
+    left: threading.Event,
+    begun: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
+) -> AsyncGenerator[_Item, None]:
+    """The same events. When the reader leaves, ``left`` is set, and the thread ends with its record written.
+
+    The interpreter waits for the thread. ``begun`` is called before it begins, ``ended`` when it has ended or could not
+    begin.
+    """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[_Item | _Over] = asyncio.Queue()
 
@@ -83,10 +92,16 @@ async def in_a_thread(events: Iterator[_Item], left: threading.Event) -> AsyncGe
                 tell(event)
         except BaseException as error:  # the reader's task raises it
             failed = error
+        ended()
         tell(_Over(failed))
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="hallucination-guard-reader").start()
+    begun()
+    try:
+        threading.Thread(target=context.run, args=(run,), name="hallucination-guard-reader").start()
+    except BaseException:
+        ended()
+        raise
     over = False
     try:
         while True:
@@ -135,10 +150,15 @@ def _awaited(
     close: Callable[[], Coroutine[Any, Any, None]],
     left: threading.Event,
 ) -> Iterator[_Item]:
+    def nobody() -> bool:
+        # A loop that was dropped as it stood sets nothing, and the interpreter would wait for this thread for ever.
+        dropped = loop.is_closed() or not (loop.is_running() or threading.main_thread().is_alive())
+        return left.is_set() or dropped
+
     try:
         while True:
             coming = asyncio.run_coroutine_threadsafe(following(), loop)
-            while not coming.done() and not left.is_set():
+            while not coming.done() and not nobody():
                 wait([coming], timeout=_LOOK)
             if not coming.done():
                 coming.cancel()

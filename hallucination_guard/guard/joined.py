@@ -32,14 +32,16 @@ Scoring = Callable[[Sequence[Generation]], list[Score]]
 
 
 class UnderWay:
-    """How many calls may be under way; beyond it a call is refused at once.
+    """What is under way: calls, of which only so many may be, and streams, which take none of their places.
+
+    A stream takes the time that what feeds it takes: calls would be refused meanwhile.
 
     Args:
-        most: of them.
+        most: calls; beyond it a call is refused at once.
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._taken, self._lock = most, 0, threading.Condition()
+        self._most, self._taken, self._streams, self._lock = most, 0, 0, threading.Condition()
 
     def take(self) -> None:
         """Take a place, to be given :meth:`back`.
@@ -58,10 +60,26 @@ class UnderWay:
             self._taken -= 1
             self._lock.notify_all()
 
+    def begin(self) -> None:
+        """Count a stream, until its :meth:`end`."""
+        with self._lock:
+            self._streams += 1
+
+    def end(self) -> None:
+        """A stream has ended."""
+        with self._lock:
+            self._streams -= 1
+            self._lock.notify_all()
+
+    def __len__(self) -> int:
+        """How many are under way."""
+        with self._lock:
+            return self._taken + self._streams
+
     def empty(self, seconds: float | None) -> bool:
         """Wait until none is under way, for so many seconds at most; whether none is."""
         with self._lock:
-            return self._lock.wait_for(lambda: not self._taken, seconds)
+            return self._lock.wait_for(lambda: not len(self), seconds)
 
 
 class Together:

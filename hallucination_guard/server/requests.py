@@ -73,7 +73,7 @@ FIELDS: Mapping[str, Known] = {
     "functions": Known("refused", "use tools"),
     "function_call": Known("refused", "use tool_choice"),
     "suffix": Known("refused", "the model writes forwards"),
-    "prompt_cache_key": Known("refused", "nothing is kept between requests"),
+    "prompt_cache_key": Known("refused", "what is kept of a prompt is the server's to choose"),
     "safety_identifier": Known("refused", "use user"),
 }
 """Every field of the API, once."""

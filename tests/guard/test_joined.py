@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -200,6 +203,91 @@ async def test_settling_waits_for_the_record_of_a_call_that_was_cancelled() -> N
     go_on.set()
     assert await asyncio.to_thread(guard.settle, 10)
     assert len(sink.records) == 1
+
+
+@pytest.mark.parametrize("followed", [False, True])
+async def test_settling_waits_for_the_record_of_a_stream_that_was_left(followed: bool) -> None:
+    sink, begun, go_on = MemorySink(), threading.Event(), threading.Event()
+
+    def wait(generation: Any) -> float:
+        begun.set()
+        go_on.wait(10)
+        return 1.0
+
+    guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(wait), audit=sink, max_calls=1)
+    stream = guard.afollow("Q?", ["a"]) if followed else guard.astream("Q?")
+    reader = asyncio.create_task(anext(stream))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(2):  # the second time it does not wait for the thread any more
+        reader.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert guard.under_way == 1 and not guard.settle(0.01)
+    go_on.set()
+    assert await asyncio.to_thread(guard.settle, 10)
+    assert guard.under_way == 0 and len(sink.records) >= 1
+
+
+async def test_a_stream_takes_no_place_of_a_call() -> None:
+    guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(1.0), max_calls=1)
+    waiting = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[str]:
+        await waiting.wait()
+        yield "a"
+
+    async with aclosing(guard.afollow("Q?", pieces())) as stream:
+        reader = asyncio.create_task(anext(stream))
+        while guard.under_way == 0:
+            await asyncio.sleep(0.01)
+        assert (await guard.acall("Q?")).text == "a"
+        waiting.set()
+        assert (await reader).text == "a"  # type: ignore[union-attr]
+
+
+DROPPED = """
+import asyncio, sys, threading, time
+from hallucination_guard import Guard
+from hallucination_guard.testing import ScriptedModel, ScriptedScorer
+from hallucination_guard_policies import Accept
+
+loop, begun = asyncio.new_event_loop(), asyncio.Event()
+
+def slowly(generation):
+    loop.call_soon_threadsafe(begun.set)
+    while threading.main_thread().is_alive():  # the record is written after the program's end
+        time.sleep(0.01)
+    return 1.0
+
+def sink(record):
+    print(record.decision, flush=True)
+    return "id"
+
+async def never():
+    begun.set()
+    await asyncio.sleep(1000)
+    yield "a"
+
+guard = Guard(ScriptedModel("a"), policy=Accept(), scorer=ScriptedScorer(slowly), audit=sink)
+
+async def left():
+    stream = guard.astream("Q?") if sys.argv[1] == "scores" else guard.afollow("Q?", never())
+    reader = asyncio.create_task(anext(stream))
+    await begun.wait()
+    return reader
+
+reader = loop.run_until_complete(left())
+"""
+
+
+@pytest.mark.parametrize("at", ["scores", "waits for the loop"])
+def test_a_program_that_drops_its_loop_ends_after_the_record_of_a_stream_and_does_end(at: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DROPPED, at], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ("accept" in ran.stdout) == (at == "scores")
 
 
 async def test_a_thread_that_cannot_start_leaves_nothing_behind(tiny: WhiteBoxModel) -> None:

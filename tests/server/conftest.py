@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,7 +140,14 @@ def double() -> Double:
 def sidecar_of() -> Callable[..., Sidecar]:
     """A sidecar of this double, not yet started."""
 
-    def made(double: Double, *, doubts: str = "nothing", answers: Any = "never drawn", **settings: Any) -> Sidecar:
+    def made(
+        double: Double,
+        *,
+        doubts: str = "nothing",
+        answers: Any = "never drawn",
+        probes: Sequence[str] = ("?", "!"),
+        **settings: Any,
+    ) -> Sidecar:
         guard = Guard(
             settings.pop("model", Reader(answers)),
             policy=settings.pop("policy", None) or AbstainBelow(score="hybridgrad", limit=0.5),
@@ -149,7 +156,7 @@ def sidecar_of() -> Callable[..., Sidecar]:
             **settings,
         )
         client = Client("http://127.0.0.1:1/v1", transport=httpx.MockTransport(double))
-        return Sidecar(guard, VLLM(client, dtype="float32"), probes=("?", "!"))
+        return Sidecar(guard, VLLM(client, dtype="float32"), probes=probes)
 
     return made
 

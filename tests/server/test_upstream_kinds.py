@@ -11,12 +11,15 @@ import pytest
 
 from hallucination_guard import Guard
 from hallucination_guard.errors import ConfigurationError, InputError, UpstreamError
-from hallucination_guard.server.upstream import Sidecar, connect
+from hallucination_guard.server.upstream import Asked, Sidecar, connect
 from hallucination_guard.server.upstream.client import Client
+from hallucination_guard.server.upstream.kinds import _kind
+from hallucination_guard.server.upstream.llamacpp import LlamaCpp
 from hallucination_guard.server.upstream.sglang import SGLang
 from hallucination_guard.server.upstream.unknown import Unknown
 from hallucination_guard.server.upstream.vllm import VLLM
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
+from hallucination_guard.values import GenerationSettings, as_messages
 from hallucination_guard_policies import AbstainBelow
 
 MODELS = {"data": [{"id": "m", "owned_by": "someone"}]}
@@ -55,6 +58,12 @@ class TestUnknown:
         assert set(server.asked[-1]) == PLAIN
         assert outcome.text is None
         assert "which tokens it drew" in outcome.verdict.score.reason
+
+    async def test_an_answer_that_does_not_say_how_it_ended_is_none(self) -> None:
+        sidecar = sidecar_of(Unknown(client_of(Server(lambda body: {"finish_reason": None}))))
+        await sidecar.start()
+        with pytest.raises(UpstreamError, match="how the answer ended"):
+            await sidecar.acall("Where?")
 
     async def test_its_stream_is_decided_on_as_a_whole(self) -> None:
         sidecar = sidecar_of(Unknown(client_of(Server(lambda body: {}))))
@@ -134,6 +143,7 @@ class TestFailures:
             (httpx.Response(422, json={"detail": "unknown field"}), "422"),
             (httpx.Response(200, text="<html>"), "no JSON object"),
             (httpx.Response(200, json=[1]), "no JSON object"),
+            (httpx.Response(200, text="[" * 100_000), "no JSON object"),
             (httpx.Response(200, json={}), "the models"),
             (httpx.ConnectError("refused"), "ConnectError"),
             (httpx.ReadTimeout("slow"), "ReadTimeout"),
@@ -156,6 +166,25 @@ class TestFailures:
         with pytest.raises(UpstreamError, match="out of memory"):
             async for _ in client_of(handle).events("/x", {}):
                 pass
+
+    async def test_an_owner_that_is_no_text_is_not_known(self) -> None:
+        models = {"data": [{"id": "m", "owned_by": ["vllm"]}]}
+        assert await _kind(client_of(lambda request: httpx.Response(200, json=models))) == "unknown"
+
+    @pytest.mark.parametrize("odd", ["x", [1], 10**400, True])
+    async def test_odd_log_probabilities_of_llama_cpp_are_no_answer(self, odd: Any) -> None:
+        replies = {
+            "/apply-template": {"prompt": "?"},
+            "/tokenize": {"tokens": [63]},
+            "/completion": {
+                "content": "a", "tokens": [97], "tokens_evaluated": 1, "stop": True, "stop_type": "eos",
+                "completion_probabilities": [{"id": 97, "logprob": odd}],
+            },
+        }  # fmt: skip
+        upstream = LlamaCpp(client_of(lambda request: httpx.Response(200, json=replies[request.url.path])))
+        asked = Asked(turns=as_messages("?"), settings=GenerationSettings(max_new_tokens=4, temperature=0.0))
+        with pytest.raises(UpstreamError, match="log-probability"):
+            await upstream.answer(asked)
 
     async def test_a_kind_that_is_none_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="'tgi'"):

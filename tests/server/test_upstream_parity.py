@@ -17,6 +17,12 @@ def test_tokens_that_were_not_delivered_do_not_count() -> None:
     assert distance([-1.0, -7.0], [-1.0]) == 0.0
 
 
+def test_an_answer_most_of_which_cannot_be_compared_has_no_distance() -> None:
+    assert distance([-1.0, None, None], [-1.0, -1.0, -1.0]) is None
+    assert distance([-1.0], [-1.0, -1.0, -1.0]) is None
+    assert distance([-1.0, None], [-1.0, -1.0]) == 0.0
+
+
 @pytest.mark.parametrize("theirs", [[], [None, None]])
 def test_nothing_to_compare_is_no_distance_of_zero(theirs: list[float | None]) -> None:
     assert distance(theirs, [-1.0, -1.0]) is None

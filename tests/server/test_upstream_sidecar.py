@@ -130,6 +130,92 @@ class TestEndings:
             await sidecar.acall("Where?")
         assert records(sidecar) == []
 
+    async def test_a_whole_answer_that_does_not_say_how_it_ended_is_none(self, double: Any, sidecar_of: Any) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.ends, double.finish = False, None
+        with pytest.raises(UpstreamError, match="how the answer ended"):
+            await sidecar.acall("Where?")
+        assert records(sidecar) == []
+
+
+ODD: dict[str, Any] = {
+    "a number for the text": lambda choice, held: held.update(content=5),
+    "a list for the text": lambda choice, held: held.update(content=[{"type": "text", "text": "x"}]),
+    "a number for what holds the text": lambda choice, held: choice.update(message=5, delta=5),
+    "a list for the ending": lambda choice, held: choice.update(finish_reason=["stop"]),
+}
+ODD_LOGPROBS: dict[str, Any] = {
+    "a text": [{"logprob": "x"}],
+    "a list": [{"logprob": [1]}],
+    "a truth": [{"logprob": True}],
+    "a number without end": [{"logprob": 10**400}],
+    "no object": [5],
+    "no list": "x",
+}
+
+
+def odd(edit: Any) -> Any:
+    """That edit where tokens come."""
+
+    def apply(reply: Any) -> None:
+        [choice] = reply["choices"]
+        if "token_ids" in choice:
+            edit(choice, choice.get("message", choice.get("delta")))
+
+    return apply
+
+
+async def asked(sidecar: Any, *, streamed: bool) -> Any:
+    return await events_of(sidecar.astream("Where?")) if streamed else await sidecar.acall("Where?")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+class TestOddReplies:
+    @pytest.mark.parametrize("what", ODD)
+    async def test_nothing_is_decided_on_it(self, double: Any, sidecar_of: Any, what: str, streamed: bool) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = odd(ODD[what])
+        with pytest.raises(UpstreamError, match=r"gave|ended"):
+            await asked(sidecar, streamed=streamed)
+        assert [each.rule for each in records(sidecar)] == ["interrupted"] * streamed
+
+    @pytest.mark.parametrize("what", ODD_LOGPROBS)
+    async def test_odd_log_probabilities_are_no_answer_and_count_as_beyond(
+        self, double: Any, sidecar_of: Any, what: str, streamed: bool
+    ) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = odd(lambda choice, _: choice.update(logprobs={"content": ODD_LOGPROBS[what]}))
+        for _ in range(4):
+            with pytest.raises(UpstreamError, match="log-probabilit"):
+                await asked(sidecar, streamed=streamed)
+        assert [each.rule for each in records(sidecar)] == ["interrupted"] * 4 * streamed
+        double.edit = lambda reply: None
+        await sidecar.acall("Where?")
+        assert "no longer ours" in sidecar.status().why
+
+    async def test_log_probabilities_that_are_none_at_all_are_odd(
+        self, double: Any, sidecar_of: Any, streamed: bool
+    ) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = odd(lambda choice, _: choice.update(logprobs=5))
+        with pytest.raises(UpstreamError, match="log-probabilities"):
+            await asked(sidecar, streamed=streamed)
+
+
+@pytest.mark.parametrize("ids", [[70_000], [-1], [10**30]])
+async def test_ids_in_a_stream_that_are_none_are_the_server_s_fault_and_not_the_asker_s(
+    double: Any, sidecar_of: Any, ids: list[int]
+) -> None:
+    sidecar = sidecar_of(double)
+    await sidecar.start()
+    double.edit = odd(lambda choice, _: choice.update(token_ids=ids))
+    with pytest.raises(UpstreamError, match="token id"):
+        await events_of(sidecar.astream("Where?"))
+
 
 FORGED: dict[str, tuple[Any, str]] = {
     "no ids": (lambda reply: reply["choices"][0].pop("token_ids"), "does not say which tokens it drew"),
@@ -179,6 +265,32 @@ class TestUnscorable:
         double.off = 0.3
         status = await sidecar_of(double).start()
         assert "another model" in status.why
+
+    async def test_one_probe_far_off_gives_no_tolerance_that_hides_another_model(
+        self, double: Any, sidecar_of: Any
+    ) -> None:
+        def far(reply: Any) -> None:
+            if len(double.asked) == 1:
+                for each in reply["choices"][0]["logprobs"]["content"]:
+                    each["logprob"] = -1.2
+
+        double.edit = far
+        sidecar = sidecar_of(double, probes=tuple("abcdefgh"))
+        status = await sidecar.start()
+        assert not status.ready and "0.7 nats" in status.why
+        assert (await sidecar.acall("Where?")).verdict.score.status == "unscorable"
+
+    async def test_a_server_that_says_one_log_probability_an_answer_is_suspended(
+        self, double: Any, sidecar_of: Any
+    ) -> None:
+        sidecar = sidecar_of(double)
+        await sidecar.start()
+        double.edit = lambda reply: [
+            each.update(logprob=None) for each in reply["choices"][0]["logprobs"]["content"][1:]
+        ]
+        for _ in range(4):
+            await sidecar.acall("Where?")
+        assert not sidecar.status().ready
 
     async def test_a_server_that_drifts_away_is_suspended(self, double: Any, sidecar_of: Any) -> None:
         sidecar = sidecar_of(double)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from hallucination_guard.errors import UpstreamError
-from hallucination_guard.server.upstream.client import Client, Reply, field
-from hallucination_guard.server.upstream.part import Asked
+from hallucination_guard.server.upstream.client import Client, Reply, field, logprob_of, text_of
+from hallucination_guard.server.upstream.part import Asked, LogprobsError
 from hallucination_guard.values import FinishReason
 
-__all__ = ["Server", "body_of", "ended_of", "logprobs_of", "model_of", "only_choice"]
+__all__ = ["Server", "body_of", "content_of", "ended_of", "listed_in", "logprobs_of", "model_of", "only_choice"]
 
 
 class Server:
@@ -63,10 +65,41 @@ def only_choice(reply: Reply) -> Reply:
     return only
 
 
+def content_of(choice: Reply, holder: str = "message") -> str:
+    """The text of an answer or of its next part; empty where there is none.
+
+    Raises:
+        UpstreamError: if what stands there is no text.
+    """
+    held = field(choice, holder)
+    if held is not None and not isinstance(held, Mapping):
+        raise UpstreamError(f"the server gave {type(held).__name__!r} for a {holder}", hint="only texts are read")
+    return text_of(field(held, "content"))
+
+
 def logprobs_of(choice: Reply) -> tuple[float | None, ...]:
-    """The log-probability of each token; none where there is no list of them."""
-    listed = field(choice, "logprobs", "content")
-    return tuple(field(each, "logprob") for each in listed) if isinstance(listed, list) else ()
+    """The log-probability of each token, None where one is missing; empty where there is no list of them.
+
+    Raises:
+        LogprobsError: if what stands there is none.
+    """
+    held = field(choice, "logprobs")
+    if held is not None and not isinstance(held, Mapping):
+        raise LogprobsError(f"the server gave {type(held).__name__!r} for log-probabilities")
+    return tuple(logprob_of(field(each, "logprob")) for each in listed_in(field(held, "content")))
+
+
+def listed_in(found: object) -> Sequence[Reply]:
+    """The entries of a list with something for each token; empty where there is no list.
+
+    Raises:
+        LogprobsError: if it is something else.
+    """
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise LogprobsError("the server gave no list of objects for its log-probabilities")
+    return found
 
 
 def ended_of(said: object, *, stop_text: bool = False) -> FinishReason | None:
@@ -83,7 +116,8 @@ def ended_of(said: object, *, stop_text: bool = False) -> FinishReason | None:
         case "length":
             return "length"
         case _:
-            raise UpstreamError(f"the server ended the answer by {str(said)[:40]!r}", hint="ask again")
+            word = said[:40] if isinstance(said, str) else type(said).__name__
+            raise UpstreamError(f"the server ended the answer by {word!r}", hint="ask again")
 
 
 async def model_of(client: Client, model: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeAlias
 
 from hallucination_guard.errors import MissingExtra, UpstreamError
+from hallucination_guard.server.upstream.part import LogprobsError
 
 try:
     import httpx
@@ -15,7 +16,7 @@ except ImportError as error:
         "the sidecar needs httpx, which is not installed", hint="pip install 'hallucination-guard-semgrad[server]'"
     ) from error
 
-__all__ = ["Client", "Reply", "field", "ids_of"]
+__all__ = ["Client", "Reply", "field", "ids_of", "logprob_of", "text_of"]
 
 Reply: TypeAlias = Mapping[str, Any]
 """What a server wrote; it is looked at with :func:`field` alone."""
@@ -109,7 +110,7 @@ class Client:
     def _object(self, path: str, written: str) -> Reply:
         try:
             found = json.loads(written)
-        except ValueError:
+        except (ValueError, RecursionError):  # the second: brackets within brackets
             found = None
         if not isinstance(found, dict):
             raise UpstreamError(f"what the server at {self.url}{path} gave is no JSON object")
@@ -139,6 +140,35 @@ def ids_of(found: object) -> tuple[int, ...] | None:
     if not isinstance(found, list) or any(isinstance(each, bool) or not isinstance(each, int) for each in found):
         return None
     return tuple(found)
+
+
+def text_of(found: object) -> str:
+    """A text; empty where there is none.
+
+    Raises:
+        UpstreamError: if it is something else.
+    """
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise UpstreamError(f"the server gave {type(found).__name__!r} for a text", hint="only texts are read")
+    return found
+
+
+def logprob_of(found: object) -> float | None:
+    """A log-probability; None where there is none. One that is not finite is seen when it is compared.
+
+    Raises:
+        LogprobsError: if it is no number.
+    """
+    if found is None:
+        return None
+    try:
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return float(found)
+    except OverflowError:  # JSON has whole numbers of any length
+        pass
+    raise LogprobsError(f"the server gave {type(found).__name__!r} for a log-probability")
 
 
 def _words(said: object) -> str:

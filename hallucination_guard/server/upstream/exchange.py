@@ -74,7 +74,8 @@ class Exchange:
 
     def heard(self, part: Part) -> Heard:
         """What of the answer is delivered, and whether it can be scored."""
-        said = part.ended or "read"
+        said = part.ended
+        assert said is not None  # it is whole
         if why := self.prompt_differs(part):
             return Heard(text=part.text, ended=said, unscorable=why)
         assert part.ids is not None

@@ -59,4 +59,4 @@ async def connect(
 async def _kind(client: Client) -> str:
     """What the server's list of models says that it belongs to."""
     owner = field(await client.get("/v1/models"), "data", 0, "owned_by")
-    return owner if owner in _KINDS else "unknown"
+    return owner if isinstance(owner, str) and owner in _KINDS else "unknown"

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from hallucination_guard.errors import UpstreamError
-from hallucination_guard.server.upstream.chat import Server, model_of
-from hallucination_guard.server.upstream.client import Reply, field, ids_of
+from hallucination_guard.server.upstream.chat import Server, listed_in, model_of
+from hallucination_guard.server.upstream.client import Reply, field, ids_of, logprob_of, text_of
 from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import FinishReason, Generator
 
@@ -87,12 +87,11 @@ class LlamaCpp(Server):
         if ended is not None and field(reply, "tokens_evaluated") != len(prompt):
             raise UpstreamError(f"the server at {self._client.url} read another prompt than it was given")
         ids = ids_of(field(reply, "tokens"))
-        listed = field(reply, "completion_probabilities")
         return Part(
             prompt_ids=tuple(prompt),
             ids=ids,
-            text=field(reply, "content") or "",
-            logprobs=_aligned(ids or (), listed if isinstance(listed, list) else []),
+            text=text_of(field(reply, "content")),
+            logprobs=_aligned(ids or (), listed_in(field(reply, "completion_probabilities"))),
             ended=ended,
         )
 
@@ -131,8 +130,8 @@ def _ended(url: str, reply: Reply) -> FinishReason | None:
 def _aligned(ids: Sequence[int], listed: Sequence[Reply]) -> tuple[float | None, ...]:
     """The log-probability of each token; one that ends within a character has none: ``listed`` leaves it out."""
     found: list[float | None] = []
-    left = list(listed)
+    left = [(field(each, "id"), logprob_of(field(each, "logprob"))) for each in listed]
     for each in ids:
-        own = bool(left) and field(left[0], "id") == each
-        found.append(field(left.pop(0), "logprob") if own else None)
+        own = bool(left) and left[0][0] == each
+        found.append(left.pop(0)[1] if own else None)
     return tuple(found) if not left else ()

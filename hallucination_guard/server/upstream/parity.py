@@ -2,7 +2,8 @@
 
 Of one answer, the *distance* is the mean over its tokens of |log p_server − log p_here|, each capped at 1 nat. At start
 a few probe answers give a tolerance: twice the largest of their distances, at least 1e-4. By exchangeability an honest
-answer exceeds the largest of n probes with a chance of at most 1/(n+1); twice the largest, far more seldom.
+answer exceeds the largest of n probes with a chance of at most 1/(n+1); twice the largest, far more seldom. Where it
+would be .1 or more there is none: it would be as wide as the distance of another model.
 
 One answer proves little, so the watch counts (a CUSUM of signs): +1 beyond the tolerance, −1/4 within, never below 0;
 at 4 it alarms. So a pair that no longer fits is suspended after 4 requests, and one of whose answers fewer than 1 in 5
@@ -20,7 +21,10 @@ __all__ = ["FLOOR", "MOST", "ParityWatch", "distance", "tolerance"]
 FLOOR = 1e-4
 """The least tolerance, in nats a token: what float32 kernels differ by."""
 MOST = 0.1
-"""Where the probes' own mean is beyond this, in nats a token, the server runs another model."""
+"""Where the probes' own mean is beyond this, in nats a token, the server runs another model.
+
+So a tolerance as large would let answers of another model pass for honest ones: then there is none.
+"""
 
 _CAP = 1.0
 _BACK = 0.25
@@ -28,14 +32,14 @@ _ALARM = 4.0
 
 
 def distance(theirs: Sequence[float | None], ours: Sequence[float]) -> float | None:
-    """How far apart the log-probabilities of one answer are, in nats a token; None where nothing can be compared.
+    """How far apart the log-probabilities of one answer are, in nats a token; None where most cannot be compared.
 
     Args:
         theirs: of the server, a token each; None where it gave none. It may have drawn more tokens than were delivered.
         ours: of the model here. Where the beginning of the answer (thinking) is not scored, of its last tokens.
     """
     pairs = [(each, own) for each, own in zip(theirs, ours, strict=False) if each is not None]
-    if not pairs:
+    if not pairs or 2 * len(pairs) < len(ours):  # else a server would choose which of its tokens are looked at
         return None
     apart = [min(abs(each - own), _CAP) if math.isfinite(each) else _CAP for each, own in pairs]
     return math.fsum(apart) / len(apart)
@@ -67,7 +71,7 @@ class ParityWatch:
         return self._suspended
 
     def observe(self, apart: float | None) -> None:
-        """Take note of one answer's distance; None, where there was nothing to compare, is beyond the tolerance."""
+        """Take note of one answer's distance; None, where too little could be compared, is beyond the tolerance."""
         with self._lock:
             off = apart is None or apart > self.tolerance
             self.compared += 1

@@ -6,14 +6,19 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hallucination_guard.errors import UpstreamError
 from hallucination_guard.values import FinishReason, GenerationSettings, Generator, Message, Tool
 
-__all__ = ["DRAWN_BY", "Asked", "Capabilities", "Kind", "Part", "Upstream"]
+__all__ = ["DRAWN_BY", "Asked", "Capabilities", "Kind", "LogprobsError", "Part", "Upstream"]
 
 Kind = Literal["vllm", "llamacpp", "sglang", "unknown"]
 
 DRAWN_BY = frozenset({"max_new_tokens", "temperature", "top_p", "seed", "stop"})
 """The settings that every server draws by."""
+
+
+class LogprobsError(UpstreamError):
+    """What the server gave for log-probabilities is none. For parity that is an answer beyond the tolerance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,7 @@ class Part:
         ids: the next tokens; None where it does not say.
         text: what it says that they say.
         logprobs: of these tokens, in nats, None where one is missing; empty where it gives none.
-        ended: how the answer ended; None while it goes on.
+        ended: how the answer ended; None while it goes on. A whole answer without it is none.
     """
 
     prompt_ids: tuple[int, ...] | None = None

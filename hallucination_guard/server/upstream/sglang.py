@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, logprobs_of, model_of, only_choice
+from hallucination_guard.server.upstream.chat import (
+    Server,
+    body_of,
+    content_of,
+    ended_of,
+    logprobs_of,
+    model_of,
+    only_choice,
+)
 from hallucination_guard.server.upstream.client import field, ids_of
 from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
@@ -46,7 +54,7 @@ class SGLang(Server):
         return Part(
             prompt_ids=ids_of(field(choice, "prompt_token_ids")),
             ids=ids_of(field(choice, "response_token_ids")),
-            text=field(choice, "message", "content") or "",
+            text=content_of(choice),
             logprobs=logprobs_of(choice),
             ended=ended_of(field(choice, "finish_reason"), stop_text=isinstance(field(choice, "matched_stop"), str)),
         )

@@ -13,12 +13,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar, Unpack, cast
 
-from hallucination_guard.errors import CalibrationMismatch, ConfigurationError, UpstreamError
+from hallucination_guard.errors import CalibrationMismatch, ConfigurationError, InputError, UpstreamError
 from hallucination_guard.guard import Guard
 from hallucination_guard.server.upstream.asking import said_in_full
 from hallucination_guard.server.upstream.exchange import NO_IDS, Exchange
 from hallucination_guard.server.upstream.parity import MOST, ParityWatch, distance, tolerance
-from hallucination_guard.server.upstream.part import Part, Upstream
+from hallucination_guard.server.upstream.part import LogprobsError, Part, Upstream
 from hallucination_guard.server.upstream.status import Status
 from hallucination_guard.values import (
     Call,
@@ -102,7 +102,13 @@ class Sidecar:
         if (mean := sum(apart) / len(apart)) > MOST:
             self._found = f"the server's log-probabilities are {mean:.2g} nats a token from ours: it runs another model"
             return self.status()
-        self._watch, self._found = ParityWatch(tolerance(apart)), ""
+        if (within := tolerance(apart)) >= MOST:
+            self._found = (
+                f"one answer of the server is {max(apart):.2g} nats a token from ours, and twice that is no tolerance "
+                "that another model would be beyond"
+            )
+            return self.status()
+        self._watch, self._found = ParityWatch(within), ""
         return self.status()
 
     async def close(self) -> None:
@@ -141,7 +147,7 @@ class Sidecar:
         if self.guard.calibration is not None and self.guard.calibration.gate == "stream":
             return await self._drained(messages, call, thread_id, settings)
         exchange = await self._begun(messages, settings)
-        part = await self._reached(self.upstream.answer(exchange.asked))
+        part = await self._answered(exchange)
         heard = await asyncio.to_thread(exchange.heard, part)
         why = self._unscorable() or heard.unscorable
         outcome = await self.guard.areview(
@@ -203,6 +209,8 @@ class Sidecar:
                     if isinstance(event, Outcome):
                         self._compare(logprobs, event)
                     yield event
+        except InputError as error:  # not of the prompt, which was read: of ids that the server gave
+            raise UpstreamError(error.message, hint="nothing more leaves") from None
         finally:
             await parts.close()
 
@@ -258,12 +266,25 @@ class Sidecar:
     async def _begun(self, messages: Messages, settings: GenerationSettings) -> Exchange:
         return await asyncio.to_thread(Exchange.begin, self.guard, messages, settings, self.upstream)
 
+    async def _answered(self, exchange: Exchange) -> Part:
+        """A whole answer.
+
+        Raises:
+            UpstreamError: if the server gives none, or does not say how it ended: then it may not have.
+        """
+        part = await self._reached(self.upstream.answer(exchange.asked))
+        if part.ended is None:
+            raise UpstreamError("the server does not say how the answer ended", hint="what broke off is no answer")
+        return part
+
     async def _reached(self, asking: Awaitable[_Given]) -> _Given:
         """What the server gives; whether it does is part of the status."""
         try:
             given = await asking
         except UpstreamError as error:
             self._unreached = error.message
+            if isinstance(error, LogprobsError) and self._watch is not None:
+                self._watch.observe(None)
             raise
         self._unreached = ""
         return given
@@ -295,7 +316,7 @@ class Sidecar:
         """The distance of one probe's answer, or why there is none."""
         settings = said_in_full(GenerationSettings(max_new_tokens=self._probe_tokens))
         exchange = await self._begun(question, settings)
-        part = await self._reached(self.upstream.answer(exchange.asked))
+        part = await self._answered(exchange)
         heard = await asyncio.to_thread(exchange.heard, part)
         if heard.unscorable:
             return heard.unscorable

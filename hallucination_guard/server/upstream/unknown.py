@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, model_of, only_choice
+from hallucination_guard.server.upstream.chat import Server, body_of, content_of, ended_of, model_of, only_choice
 from hallucination_guard.server.upstream.client import field
 from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
@@ -33,9 +33,7 @@ class Unknown(Server):
     async def answer(self, asked: Asked) -> Part:
         """A whole answer; see the protocol."""
         choice = only_choice(await self._client.post("/v1/chat/completions", body_of(asked, self._model or "")))
-        return Part(
-            text=field(choice, "message", "content") or "", ended=ended_of(field(choice, "finish_reason")) or "read"
-        )
+        return Part(text=content_of(choice), ended=ended_of(field(choice, "finish_reason")))
 
     async def stream(self, asked: Asked) -> AsyncGenerator[Part, None]:
         """The whole answer at once: it is decided on as a whole anyway; see the protocol."""

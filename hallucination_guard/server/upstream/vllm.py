@@ -6,7 +6,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from hallucination_guard.errors import UpstreamError
-from hallucination_guard.server.upstream.chat import Server, body_of, ended_of, logprobs_of, model_of, only_choice
+from hallucination_guard.server.upstream.chat import (
+    Server,
+    body_of,
+    content_of,
+    ended_of,
+    logprobs_of,
+    model_of,
+    only_choice,
+)
 from hallucination_guard.server.upstream.client import Reply, field, ids_of
 from hallucination_guard.server.upstream.part import DRAWN_BY, Asked, Capabilities, Part
 from hallucination_guard.values import Generator
@@ -50,14 +58,14 @@ class VLLM(Server):
 
 
 def _part(reply: Reply, choice: Reply, holder: str) -> Part:
-    text, ids = field(choice, holder, "content"), field(choice, "token_ids")
+    text, ids = content_of(choice, holder), field(choice, "token_ids")
     if holder == "delta" and "token_ids" not in choice and not text:
         ids = []  # the first event of a stream says what was read, and draws nothing
     stopped = field(choice, "stop_reason")
     return Part(
         prompt_ids=ids_of(field(reply, "prompt_token_ids")),
         ids=ids_of(ids),
-        text=text or "",
+        text=text,
         logprobs=logprobs_of(choice),
         ended=ended_of(field(choice, "finish_reason"), stop_text=isinstance(stopped, str)),
     )

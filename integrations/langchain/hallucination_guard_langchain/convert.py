@@ -147,18 +147,29 @@ def as_ai_message(outcome: Outcome, *, abstention: str, model_name: str) -> AIMe
     )
 
 
-def as_let_through(outcome: Outcome, draft: AIMessage, *, abstention: str, model_name: str) -> AIMessage:
+def as_let_through(
+    outcome: Outcome, draft: AIMessage, *, said: str = "", abstention: str, model_name: str
+) -> AIMessage:
     """A draft of another model's that was let through: what was decided on, and nothing else that says anything.
 
     Blocks that are no text, reasoning beside the text and metadata with the draft's words were not scored. Kept are its
-    id, its usage, how it was drawn, and the ids of its calls.
+    id, its usage, how it was drawn, and its calls as it has them.
+
+    Args:
+        outcome: of the review.
+        draft: what the model gave.
+        said: what was reviewed of a draft with calls: a call of what is no tool of the agent's is text there.
+        abstention: see :func:`as_ai_message`.
+        model_name: likewise.
     """
     message = as_ai_message(outcome, abstention=abstention, model_name=model_name)
     message.usage_metadata = draft.usage_metadata or message.usage_metadata
     message.id, message.name = draft.id, draft.name
     # Not all metadata: a server may write the draft's words anywhere.
     message.response_metadata |= {key: each for key, each in draft.response_metadata.items() if key in _KEPT}
-    if [_what(each) for each in draft.tool_calls] == [_what(each) for each in message.tool_calls]:
+    if said and outcome.text == said:
+        message.content, message.tool_calls = str(draft.text), draft.tool_calls
+    elif [_what(each) for each in draft.tool_calls] == [_what(each) for each in message.tool_calls]:
         message.tool_calls = draft.tool_calls
     return message
 

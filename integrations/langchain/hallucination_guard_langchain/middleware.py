@@ -207,7 +207,8 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             message = self._with_verdict(self._let_through(request, draft, outcome), outcome, sure)
             shaky = self._shaky(outcome, sure)
             if not shaky:
-                if message.content == draft.text:  # then a structured response that was made of it holds as well
+                # Then what LangChain made of it (a structured response) holds as well.
+                if message.content == draft.text and message.tool_calls == draft.tool_calls:
                     result = [message if each is draft else each for each in written.result]
                     return ModelResponse(result=result, structured_response=written.structured_response)
                 return ModelResponse(result=[message])
@@ -226,18 +227,27 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             return draft  # it is the outcome's already
         if outcome.attempts > 1:  # later drafts are the guard's own
             return self._message(outcome)
-        model_name = str(self.guard.model.name)
-        return as_let_through(outcome, draft, abstention=self.abstention_message, model_name=model_name)
+        return as_let_through(
+            outcome,
+            draft,
+            said=self._written(draft) if draft.tool_calls else "",
+            abstention=self.abstention_message,
+            model_name=str(self.guard.model.name),
+        )
+
+    def _written(self, draft: AIMessage) -> str:
+        """A draft as the guard's model would have written it."""
+        calls = [ToolCall.of(each) for each in draft.tool_calls]
+        return self.guard.model.write(str(draft.text), calls) if calls else str(draft.text)
 
     def _outcome(self, request: ModelRequest[Any], draft: AIMessage, outcomes: Sequence[Outcome]) -> Outcome:
         if isinstance(request.model, GuardedChatModel):  # it has decided
             if not outcomes:
                 raise InputError("the guarded model gave a message and no outcome", hint="switch its cache off")
             return outcomes[-1]
-        calls = [ToolCall.of(each) for each in draft.tool_calls]
         return self.guard.review(
             as_guard_messages(without_media(_turns(request))),
-            self.guard.model.write(str(draft.text), calls) if calls else str(draft.text),
+            self._written(draft),
             unscorable=self._unscorable(request),
             thread_id=thread_of(ensure_config()),
             **_offered(request),

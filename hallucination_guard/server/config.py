@@ -15,7 +15,7 @@ from hallucination_guard.errors import ConfigurationError, GuardError, InputErro
 from hallucination_guard.guard import ABSTENTION
 from hallucination_guard.server.keys import Keys
 
-__all__ = ["Alias", "Limits", "Logging", "Problems", "Settings", "Upstream", "is_loopback"]
+__all__ = ["Alias", "Limits", "Logging", "Problems", "Settings", "Upstream", "Watching", "is_loopback"]
 
 _Path = Annotated[Path, BeforeValidator(lambda given: Path(given) if isinstance(given, str) else given)]
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -35,7 +35,8 @@ class Upstream(_Part):
         model: which of its models; its first by default.
         dtype: of its weights, where it does not say so.
         api_key_env: the environment variable that holds the key for it; a key does not stand in this file.
-        prefix_mib: mebibytes for what the model here has read, so that it reads no beginning twice; 0 keeps nothing.
+        prefix_mib: mebibytes for what the model here has read, so that it reads no beginning twice; 0 keeps nothing. By
+            default 512, where the model allows it.
     """
 
     url: str = Field(pattern=r"^https?://[^\s]+$")
@@ -43,7 +44,19 @@ class Upstream(_Part):
     model: str | None = None
     dtype: str = ""
     api_key_env: str | None = None
-    prefix_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 512
+    prefix_mib: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+
+
+class Watching(_Part):
+    """The labels of a sample of the alias's answers, which suspend its certificates on the alarm, see docs/anytime.md.
+
+    Args:
+        level: the probability of a false alarm ever.
+        judge: whose labels count; None if there is only one.
+    """
+
+    level: float = Field(default=0.05, gt=0, lt=1)
+    judge: str | None = None
 
 
 class Alias(_Part):
@@ -60,6 +73,7 @@ class Alias(_Part):
         confidence: replaces that of the policy.
         max_risk: replaces that of the policy.
         calibration: its file; the demo model has one.
+        watch: follows the labels of a sample of its log, begun by ``audit sample``; the policy speaks of max_risk.
         sentences: thresholds of sentences.
         audit: the log; aliases may share one.
         content: what the log keeps of prompt and answer; ``hmac`` needs ``audit_key_env``.
@@ -79,6 +93,7 @@ class Alias(_Part):
     confidence: float | None = Field(default=None, gt=0, le=1)
     max_risk: float | None = Field(default=None, gt=0, lt=1)
     calibration: _Path | None = None
+    watch: Watching | None = None
     sentences: _Path | None = None
     audit: _Path = Path("audit.jsonl")
     content: Literal["text", "redacted", "hmac"] = "text"

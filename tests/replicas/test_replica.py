@@ -10,23 +10,25 @@ from typing import Any
 
 import pytest
 
-from hallucination_guard.audit import records, verify
+from hallucination_guard import WhiteBoxModel
+from hallucination_guard.audit import AuditLog, draw_sample, records, verify
 from hallucination_guard.audit.folder import chains_of
 from hallucination_guard.cli.score import _kept as kept
-from hallucination_guard.errors import AuditError, InputError, ReplicaLost
+from hallucination_guard.errors import AuditError, ConfigurationError, InputError, ReplicaLost
 from hallucination_guard.model.choice import ModelChoice
 from hallucination_guard.replicas.jobs import Answers, Scores, plan, text_of
-from hallucination_guard.replicas.opening import chains_beside, opened
+from hallucination_guard.replicas.opening import _reading, _watch, chains_beside, opened
 from hallucination_guard.replicas.ray_cluster import Share
 from hallucination_guard.replicas.replica import Replica
 from hallucination_guard.replicas.said import Asked, Broken
 from hallucination_guard.rows import Line, read_lines, score_lines
 from hallucination_guard.scoring import HybridGrad
-from hallucination_guard.server.config import Settings
+from hallucination_guard.server.config import Alias, Settings, Watching
 from hallucination_guard.server.refusals import Refusal
 from hallucination_guard.server.requests import Tightening
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
 from hallucination_guard.values import Call, Outcome, Released, as_messages
+from hallucination_guard_policies import AbstainBelow
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,34 @@ def settings(model: Path, tmp_path: Path) -> dict[str, Any]:
 def asked(text: str = "Where is Lyon?", **more: Any) -> Asked:
     facts = {"alias": "m", "tightening": Tightening(), "messages": as_messages(text), "call": Call(request_id="r")}
     return Asked(**{**facts, **more})
+
+
+class TestTheWatchOfAnAlias:
+    def test_a_policy_without_a_risk_is_refused(self, settings: dict[str, Any]) -> None:
+        settings["models"][0]["watch"] = {"judge": "ann"}
+        with ExitStack() as stack, pytest.raises(ConfigurationError, match="speaks of none"):
+            opened(Settings.of(settings), stack)
+
+    def test_it_tests_the_risk_of_the_policy_on_the_log_of_the_alias(self, tmp_path: Path) -> None:
+        log = tmp_path / "m.jsonl"
+        AuditLog(log, fsync=False).close()
+        draw_sample(log, rate=0.5)
+        alias = Alias(alias="m", audit=log, watch=Watching(level=0.01))
+        assert alias.watch is not None
+        watch = _watch(alias, alias.watch, AbstainBelow(max_risk=0.2), "")
+        assert (watch.alpha, watch.bets.level, watch.path) == (0.2, 0.01, log)
+        with pytest.raises(ConfigurationError, match="several processes"):
+            _watch(alias, alias.watch, AbstainBelow(max_risk=0.2), "one")
+
+
+def test_a_model_of_which_nothing_can_be_kept_reads_without_it_unless_it_was_asked_for() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    dynamic = WhiteBoxModel(tiny_model("llama", rope_parameters=rope), tiny_tokenizer())
+    assert _reading(dynamic, None).prefixes is None and _reading(dynamic, 0).prefixes is None
+    with pytest.raises(ConfigurationError, match="dynamic"):
+        _reading(dynamic, 1)
+    plain = WhiteBoxModel(tiny_model(), tiny_tokenizer())
+    assert [_reading(plain, mib).prefixes is not None for mib in (None, 0, 1)] == [True, False, True]
 
 
 async def test_it_answers_as_the_guard_of_a_server_does(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def _take(
     *,
     several: bool,
 ) -> None:
-    time, attempt = str(record.get("time")), record.get("attempt")
-    request = _text(record.get("request_id"))
+    attempt = record.get("attempt")
+    time, request = _text(record.get("time")), _text(record.get("request_id"))
     if several:
         known.execute(
             "INSERT INTO run VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET time = max(time, excluded.time)",
@@ -139,7 +139,7 @@ def _take(
 
 
 def _text(value: object) -> str:
-    """A text that a database holds: it may have half a character in it."""
+    """A text that a database holds, for it may have half a character in it; in the same order."""
     return str(value).encode("utf-8", "surrogatepass").hex()
 
 

@@ -125,6 +125,9 @@ class AuditRecord:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"schema is {self.schema!r}, not {SCHEMA}")
+        for name in ("id", "time", "request_id"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {_shown(getattr(self, name))}, not a text")
         if self.status not in get_args(Status):
             raise ValueError(f"status is {self.status!r}, not one of {', '.join(get_args(Status))}")
         if self.decision not in get_args(Action):

@@ -83,6 +83,12 @@ def test_what_json_can_not_hold_is_refused(odd: dict[str, Any]) -> None:
         a_record(**odd)
 
 
+@pytest.mark.parametrize("name", ["id", "time", "request_id"])
+def test_what_names_it_is_a_text(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*, not a text"):
+        a_record(**{name: {"index": -1}})
+
+
 @pytest.mark.parametrize("odd", [{"status": "fine"}, {"decision": "allow"}, {"schema": 2}])
 def test_a_word_outside_a_closed_set_is_refused(odd: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(odd))):

@@ -126,7 +126,8 @@ def _take(
             "INSERT INTO run VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET time = max(time, excluded.time)",
             (request, chain, time),
         )
-    deed = (_text(record["id"]), request, attempt if type(attempt) is int else -1)
+    # One that no writer gives, or no database holds, is a deed of its own kind: such a line is no record.
+    deed = (_text(record["id"]), request, attempt if type(attempt) is int and 0 < attempt < 2**31 else -1)
     if known.execute("INSERT OR IGNORE INTO deed VALUES (?, ?, ?, ?, ?, ?)", (*deed, chain, line, time)).rowcount:
         return
     where = "WHERE id = ? AND request = ? AND attempt = ?"

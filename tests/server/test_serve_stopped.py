@@ -28,7 +28,8 @@ doubles = importlib.util.module_from_spec(spec)
 sys.modules["doubles"] = doubles
 spec.loader.exec_module(doubles)
 from hallucination_guard import Guard
-from hallucination_guard.cli import main, serve
+from hallucination_guard.cli import main
+from hallucination_guard.replicas import opening
 from hallucination_guard.server.house import Served
 from hallucination_guard_policies import AbstainBelow
 
@@ -43,13 +44,13 @@ def slowly(*of):
 
 scorer.batch = slowly
 
-def served(settings, stack):
+def opened(settings, stack, *, load):
     [alias] = settings.models
     policy = AbstainBelow(score="hybridgrad", limit=0.5)
-    audit = serve._log(alias, {}, stack)
+    audit = opening._log(alias, {}, stack, "")
     return {"m": Served(alias=alias, guard=Guard(doubles.Talker(), policy=policy, scorer=scorer, audit=audit))}
 
-serve._served = served
+opening.opened = opened
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from hallucination_guard.audit import AuditRecord
+from hallucination_guard.audit.verdicts import Verdicts
 from hallucination_guard.calibration import (
     FUSED,
     Calibration,
@@ -304,3 +306,26 @@ class TestInAGuard:
         for each in answers(100, seed=22, inside=6.0):
             monitor.observe(calibration.novelty.of(score(each)))
         assert "drifted" in monitor.suspended
+
+
+def test_a_record_is_replayed_with_it_as_it_was_judged():
+    """What the probe said and how new the answer was stand in the record, so that its states need not."""
+    rows = answers(300)
+    calibration = calibrate(rows, score="fused")
+    assert calibration.fusion is not None and calibration.fusion.probe is not None
+    for row in rows[:20]:
+        judged = calibration.verdict(score(row), conditions=PLAIN)
+        record = AuditRecord(
+            request_id=row.id,
+            model=asdict(MODEL),
+            scorer={"name": SCORER.name, "version": SCORER.version, "settings": dict(SCORER.settings)},
+            status="scored",
+            scores=dict(judged.score.scores),
+            conditions=PLAIN.to_json_dict(),
+            policy={"id": "p"},
+            decision="accept",
+            rule="accept",
+            reason="in words",
+            prompt="Who?",
+        )
+        assert Verdicts(calibration)(record).confidence == judged.confidence

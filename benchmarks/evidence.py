@@ -35,7 +35,7 @@ from sklearn.linear_model import LogisticRegression
 from hallucination_guard.calibration import Labelled, read_labelled
 from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, Certificate, Drafts, certify
 from hallucination_guard.calibration.folds import fold_of
-from hallucination_guard.calibration.fusion import SIGNALS, Fusion, cross_fitted, fit_fusion, log_of
+from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion, log_of, signals_of
 from hallucination_guard.calibration.novelty import fit_novelty
 from hallucination_guard.calibration.probe import fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
@@ -72,13 +72,12 @@ class Rows:
 
     def column(self, name: str) -> np.ndarray:
         """The log of one signal."""
-        return np.array([log_of(name, each.scores, each.length) for each in self.answers])
+        return np.array([log_of(name, each.scores) for each in self.answers])
 
     @property
     def best_single(self) -> tuple[str, np.ndarray]:
         """The score that finds most of the wrong answers by itself, chosen on these very answers."""
-        names = [name for name in SIGNALS if name == "length" or all(name in each.scores for each in self.answers)]
-        best = max((name for name in names if name != "length"), key=lambda name: auroc(self.column(name), self.wrong))
+        best = max(signals_of(self.answers), key=lambda name: auroc(self.column(name), self.wrong))
         return best, self.column(best)
 
 
@@ -200,7 +199,7 @@ def transfer(rows: Rows, other: Rows) -> str:
     fusion = fit_fused(rows.answers)
     forced, _ = fit_probe(rows.states, rows.wrong.tolist(), rows.ids)
     novelty = fit_novelty(rows.states, rows.ids)
-    fused = [fusion.score(each.scores, each.length, each.states) for each in other.answers]
+    fused = [fusion.score(each.scores, each.states) for each in other.answers]
     alone = [forced.odds(each.states) for each in other.answers]
     far = [novelty is not None and novelty.distance(each.states) > novelty.limit for each in other.answers]
     _, single = other.best_single
@@ -231,7 +230,7 @@ def curve(rows: Rows, n: int, times: int) -> str:
             continue
         fusion = fit_fused(train)
         probes += fusion.probe is not None
-        values = [fusion.score(each.scores, each.length, each.states) for each in test]
+        values = [fusion.score(each.scores, each.states) for each in test]
         gains.append(auroc(values, rows.wrong[rest]) - auroc(single[rest], rows.wrong[rest]))
     low, high = np.quantile(gains, [0.05, 0.95])
     mean = f"{np.mean(gains):+.3f} ({low:+.3f} to {high:+.3f})"
@@ -267,7 +266,7 @@ def coverage(rows: Rows, times: int, *, shuffle: bool = False) -> Iterator[str]:
             except Exception as error:  # too few of a kind in this part: no certificate either
                 print(f"{way}: {error}", file=sys.stderr)
                 continue
-            read = [[fusion.score(a.scores, a.length, a.states) for a in part] for part in (fit, test, *halves)]
+            read = [[fusion.score(a.scores, a.states) for a in part] for part in (fit, test, *halves)]
             full = certify(drafts(read[0], fit), drafts(read[1], test), alphas=alphas, score="fused")
             half = certify(drafts(read[0], fit), drafts(read[2], halves[0]), alphas=alphas, score="fused")
             for alpha, whole, part in zip(alphas, full, half, strict=True):

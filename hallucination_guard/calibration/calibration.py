@@ -179,7 +179,7 @@ class Calibration(BaseModel):
         if self.fusion is not None:
             if score.status != "scored":
                 raise CalibrationError(f"an answer that is {score.status!r} has no fused score")
-            return self.fusion.score(score.scores, len(score.token_logprobs) or None, score.states)
+            return self.fusion.score(score.scores, score.states)
         if self.score not in score.scores:
             raise CalibrationError(
                 f"the calibration reads {self.score!r} and the answer has {sorted(score.scores)!r}",

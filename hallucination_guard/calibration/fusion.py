@@ -52,9 +52,8 @@ SIGNALS = (
     "sequence_nll",
     "mean_nll",
     "min_token_logprob",
-    "length",
 )
-"""What a pass gives; ``min_token_logprob`` enters as its negative, ``length`` is the answer's tokens."""
+"""What a pass gives; ``min_token_logprob`` enters as its negative."""
 
 PROBE = "probe"
 """The signal that a :class:`~hallucination_guard.calibration.probe.Probe` gives."""
@@ -115,12 +114,11 @@ class Fusion(BaseModel):
             raise ValueError("a signal's range is turned around")
         return self
 
-    def score(self, scores: Mapping[str, float], length: int | None, states: States | None = None) -> float:
+    def score(self, scores: Mapping[str, float], states: States | None = None) -> float:
         """The fused score of one answer; higher = less certain, always positive.
 
         Args:
             scores: by name.
-            length: T, the answer's tokens; None where it is not known.
             states: what the probe reads; not needed where ``scores`` have what it said.
 
         Raises:
@@ -131,7 +129,7 @@ class Fusion(BaseModel):
             said = scores.get(self.probe.name)
             scores = {**scores, PROBE: self.probe.odds(states) if said is None else said}
         for at, name in enumerate(self.signals):
-            held = min(max(log_of(name, scores, length), self.low[at]), self.high[at])
+            held = min(max(log_of(name, scores), self.low[at]), self.high[at])
             z += self.weights[at] * (held - self.centre[at]) / self.scale[at]
         if math.isnan(z):
             raise CalibrationError("the fused score is not a number", hint="look for absurd numbers in its weights")
@@ -162,9 +160,7 @@ def cross_fitted(
     *,
     seed: int = 0,
     fit: Callable[[Sequence[Labelled]], Fusion] = fit_fusion,
-    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(
-        each.scores, each.length, each.states
-    ),
+    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(each.scores, each.states),
 ) -> list[float]:
     """Fused scores of labelled answers, each from weights that never saw its question; for reporting.
 
@@ -202,7 +198,7 @@ def cross_fitted(
 
 
 def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
-    """The signals that every answer has. The length is none: by itself it is no doubt, it only stands beside a probe.
+    """The signals that every answer has.
 
     Raises:
         CalibrationError: if there is none.
@@ -219,7 +215,7 @@ def matrix(answers: Sequence[Labelled]) -> Floats:
     import numpy as np
 
     names = signals_of(answers)
-    return np.array([[log_of(name, each.scores, each.length) for name in names] for each in answers])
+    return np.array([[log_of(name, each.scores) for name in names] for each in answers])
 
 
 def fitted(
@@ -313,18 +309,12 @@ def optimum(x: Floats, wrong: Floats, *, prior: Sequence[float] | None = None, c
     return found.x[:-1], float(found.x[-1])
 
 
-def log_of(name: str, scores: Mapping[str, float], length: int | None) -> float:
+def log_of(name: str, scores: Mapping[str, float]) -> float:
     """The log of a signal, which rises with doubt.
 
     Raises:
         CalibrationError: if it is not there, or has the wrong sign.
     """
-    if name == "length":
-        if length is None:
-            raise CalibrationError(
-                "the fused score reads the answer's length, and it is not known", hint="use a scorer of this package"
-            )
-        return math.log(max(length, 1))
     if name not in scores:
         raise CalibrationError(
             f"the fused score reads {name!r} and the answer has {sorted(scores)!r}",

@@ -21,7 +21,7 @@ def value_of(each: Labelled, name: str, fusion: Fusion | None, gate: Gate) -> fl
 def _read(part: Labelled | Beginning, name: str, fusion: Fusion | None) -> float:
     if fusion is None:
         return part.scores[name]
-    return fusion.score(part.scores, part.length, part.states if isinstance(part, Labelled) else None)
+    return fusion.score(part.scores, part.states if isinstance(part, Labelled) else None)
 
 
 def watched_value(each: Labelled, value: float, name: str, fusion: Fusion | None, gate: Gate) -> float:

@@ -273,8 +273,8 @@ def test_the_promise_holds_from_the_labelled_rows_to_the_calibration(name):
     for seed in range(60):
         fitted = calibrate(answers(150, seed=seed), score=name, alphas=[0.2])
         for found in fitted.certificates:
-            read = fitted.fusion.score if fitted.fusion else lambda scores, length: scores[name]
-            passed = np.array([read(each.scores, each.length) <= found.threshold for each in truth])
+            read = fitted.fusion.score if fitted.fusion else lambda scores: scores[name]
+            passed = np.array([read(each.scores) <= found.threshold for each in truth])
             broken += wrong[passed].mean() > 0.2
     assert broken / 60 <= 0.1 + 3 * math.sqrt(0.09 / 60)
 
@@ -313,7 +313,7 @@ def test_a_fused_calibration_reads_all_signals_of_a_score():
         token_logprobs=(-1.0,) * 5,
     )
     assert fitted.fusion is not None
-    assert fitted.value(score) == fitted.fusion.score(score.scores, 5)
+    assert fitted.value(score) == fitted.fusion.score(score.scores)
     missing = fitted.fusion.signals[0]
     with pytest.raises(CalibrationError, match=missing):
         fitted.confidence(replace(score, scores={"other": 1.0}))

@@ -125,20 +125,20 @@ def test_it_is_no_worse_than_the_best_single_score_beyond_noise():
     best = max(auroc(test, [each.scores[name] for each in test]) for name in ("paragrad", "mean_nll", "semgrad"))
     for seed in range(5):
         fusion = fit_fusion(answers(100, seed))
-        assert auroc(test, [fusion.score(each.scores, each.length) for each in test]) > best - 0.02
+        assert auroc(test, [fusion.score(each.scores) for each in test]) > best - 0.02
 
 
 def test_it_is_better_where_signals_see_different_things():
     test = answers(4000, seed=100, noise=(1.0, 1.0, 1.0))
     fusion = fit_fusion(answers(300, noise=(1.0, 1.0, 1.0)))
     best = max(auroc(test, [each.scores[name] for each in test]) for name in ("paragrad", "mean_nll", "semgrad"))
-    assert auroc(test, [fusion.score(each.scores, each.length) for each in test]) > best + 0.03
+    assert auroc(test, [fusion.score(each.scores) for each in test]) > best + 0.03
 
 
 def test_it_is_the_odds_of_being_wrong_and_positive():
     rows = answers(400)
     fusion = fit_fusion(rows)
-    odds = [fusion.score(each.scores, each.length) for each in rows]
+    odds = [fusion.score(each.scores) for each in rows]
     assert min(odds) > 0
     rate = np.mean([each / (1 + each) for each in odds])
     assert rate == pytest.approx(np.mean([not each.correct for each in rows]), abs=1e-6)
@@ -153,7 +153,7 @@ def test_a_number_far_off_counts_as_the_edge_of_what_was_seen():
     rows = answers(200)
     fusion = fit_fusion(rows)
     far, farther = ({**rows[0].scores, "paragrad": value} for value in (1e6, 1e12))
-    assert fusion.score(far, 3) == fusion.score(farther, 3)
+    assert fusion.score(far) == fusion.score(farther)
 
 
 def test_a_signal_that_says_the_same_of_all_gets_no_weight():
@@ -175,21 +175,21 @@ def test_a_signal_that_says_the_same_of_all_gets_no_weight():
 def test_a_missing_signal_is_refused_by_name():
     fusion = fit_fusion(answers(60))
     with pytest.raises(CalibrationError, match="'paragrad'"):
-        fusion.score({"mean_nll": 1.0, "semgrad": 1.0, "min_token_logprob": -1.0}, 3)
+        fusion.score({"mean_nll": 1.0, "semgrad": 1.0, "min_token_logprob": -1.0})
 
 
-def test_an_unknown_length_is_refused():
-    with pytest.raises(CalibrationError, match="length"):
-        fusion = fit_fusion(answers(60))
-        read = {"signals": (*fusion.signals, "length")}
-        longer = {name: (*getattr(fusion, name), 1.0) for name in ("low", "high", "centre", "scale", "weights")}
-        Fusion(**{**fusion.model_dump(), **read, **longer}).score(answers(1)[0].scores, None)
+def test_a_signal_that_no_pass_gives_is_refused():
+    fusion = fit_fusion(answers(60))
+    read = {"signals": (*fusion.signals, "length")}
+    longer = {name: (*getattr(fusion, name), 1.0) for name in ("low", "high", "centre", "scale", "weights")}
+    with pytest.raises(ValueError, match=r"unknown signals .*length"):
+        Fusion(**{**fusion.model_dump(), **read, **longer})
 
 
 def test_a_signal_of_the_wrong_sign_is_refused():
     fusion = fit_fusion(answers(60))
     with pytest.raises(CalibrationError, match="wrong sign"):
-        fusion.score({**answers(1)[0].scores, "mean_nll": -1.0}, 3)
+        fusion.score({**answers(1)[0].scores, "mean_nll": -1.0})
 
 
 @pytest.mark.parametrize("rows", [[], answers(19), [each for each in answers(100) if each.correct]])
@@ -266,4 +266,4 @@ def test_what_is_not_a_number_is_an_error():
     )
     few = {"paragrad": 1e9, "mean_nll": 1e-9, "semgrad": 1e9}
     with pytest.raises(CalibrationError, match="not a number"):
-        odd.score({**answers(1)[0].scores, **few}, 3)
+        odd.score({**answers(1)[0].scores, **few})

@@ -172,7 +172,7 @@ class TestTwoStages:
     def test_it_ranks_better_on_answers_that_nothing_saw(self):
         train, test = answers(300), answers(3000, seed=7)
         fusion = fit_fused(train)
-        fused = [fusion.score(each.scores, each.length, each.states) for each in test]
+        fused = [fusion.score(each.scores, each.states) for each in test]
         best = max(auroc([each.scores[name] for each in test], wrong(test)) for name in test[0].scores)
         assert auroc(fused, wrong(test)) > best + 0.05
 

@@ -45,7 +45,7 @@ def test_its_fused_scores_are_the_packages():
     of = np.arange(100)
     fusion = fit_fusion(answers[:100])
     found = validity.fused(pool, of)
-    np.testing.assert_allclose(found, [fusion.score(each.scores, each.length) for each in answers], rtol=1e-9)
+    np.testing.assert_allclose(found, [fusion.score(each.scores) for each in answers], rtol=1e-9)
 
 
 def test_its_thresholds_are_the_packages():

@@ -148,6 +148,25 @@ class TestSentences:
         assert message.response_metadata["hallucination_guard"]["decision"] == "accept"
         assert [each.part is None for each in guard.audit.records] == [False, False, True]  # type: ignore[union-attr]
 
+    async def test_what_the_server_says_beside_the_text_does_not_leave(self, way: str) -> None:
+        class Telling(Served):
+            def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+                yield from super()._stream(messages)
+                beside: Any = {
+                    "content": "",
+                    "additional_kwargs": {"reasoning_content": "unicorns"},
+                    "response_metadata": {"logprobs": {"content": [{"token": "unicorns"}]}, "finish_reason": "stop"},
+                    "usage_metadata": {"input_tokens": 7, "output_tokens": 9, "total_tokens": 16},
+                }
+                yield ChatGenerationChunk(message=AIMessageChunk(**beside))
+
+        agent, _, _ = agent_of(served=Telling(answers=[ANSWER]))
+        seen = await shown(agent, way)
+        message = last(agent)
+        assert "unicorns" not in repr(seen) + repr(message)
+        assert message.text == ANSWER and message.response_metadata["finish_reason"] == "stop"
+        assert message.usage_metadata["total_tokens"] == 16
+
     async def test_before_the_model_has_finished(self, way: str) -> None:
         gate = threading.Event()
         agent, served, _ = agent_of(served=Served(answers=[ANSWER], gate=gate))

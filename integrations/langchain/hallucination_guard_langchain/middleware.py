@@ -223,8 +223,10 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
 
     def _let_through(self, request: ModelRequest[Any], draft: AIMessage, outcome: Outcome) -> AIMessage:
         """The message that was decided on."""
-        if isinstance(request.model, GuardedChatModel):
-            return draft  # it is the outcome's already
+        # A guarded model's is the outcome's already.
+        return draft if isinstance(request.model, GuardedChatModel) else self._of_served(draft, outcome)
+
+    def _of_served(self, draft: AIMessage, outcome: Outcome) -> AIMessage:
         if outcome.attempts > 1:  # later drafts are the guard's own
             return self._message(outcome)
         return as_let_through(
@@ -343,17 +345,8 @@ class HallucinationGuardMiddleware(AgentMiddleware[_State, Any, Any]):
             if outcome.decision.action == "abstain" and self.exit_behavior == "error":
                 raise LowConfidenceError(outcome)
             return self._message(outcome)
-        message = self._message(outcome)
-        if outcome.attempts == 1:  # the served model's own: with its calls' ids, and what it says of itself
-            draft = following.ear.draft
-            message = message.model_copy(
-                update={
-                    "tool_calls": draft.tool_calls or message.tool_calls,
-                    "usage_metadata": draft.usage_metadata,
-                    "response_metadata": draft.response_metadata,
-                }
-            )
-        message = message.model_copy(update={"content": ""})
+        # Its id is that of the chunks that have left.
+        message = self._of_served(following.ear.draft, outcome).model_copy(update={"content": "", "id": None})
         return self._with_verdict(message, outcome, self._sure(outcome))
 
     def _delivered(

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -31,8 +32,9 @@ from typing import Any, TypeAlias
 
 from dequantise import dequantise
 
-from hallucination_guard import Guard, Released, WhiteBoxModel
+from hallucination_guard import Guard, Outcome, Released, WhiteBoxModel
 from hallucination_guard.demo.questions import shipped
+from hallucination_guard.errors import UpstreamError
 from hallucination_guard.model.packaged import _gguf, converted
 from hallucination_guard.scoring import HybridGrad
 from hallucination_guard.server.upstream import Asked, Part, Sidecar, Upstream, connect
@@ -51,6 +53,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 MOST = 16  # tokens of an answer
+LONG, LONGER = "Write a long story about a lighthouse and the sea.", 400  # what it draws when it is killed
 TWICE = 20  # questions that are asked once more, as a stream and of the model here
 
 
@@ -147,6 +150,37 @@ async def changed(between: Between, model: WhiteBoxModel, questions: list[str], 
     }  # fmt: skip
 
 
+async def killed(upstream: Upstream, model: WhiteBoxModel, kill: Callable[[], None]) -> dict[str, Any]:
+    """The server is killed with SIGKILL as it draws a stream, of which a sentence was let through, and a call."""
+    sink = MemorySink()
+    sidecar = Sidecar(Guard(model, policy=Accept(), scorer=HybridGrad(), audit=sink), upstream)
+    await sidecar.start()
+    released, errors = [], []
+    call = asyncio.create_task(sidecar.acall(LONG, max_new_tokens=LONGER))
+    try:
+        async for event in sidecar.astream(LONG, max_new_tokens=LONGER):
+            if isinstance(event, Outcome):
+                raise SystemExit("the answer was drawn before the server was killed")
+            if isinstance(event, Released):
+                if not released:
+                    kill()
+                released.append(event.text)
+    except UpstreamError as error:
+        errors.append(error.message)
+    try:
+        await call
+    except UpstreamError as error:
+        errors.append(error.message)
+    parts = [each.answer for each in sink.records if each.part is not None]
+    return {
+        "errors": errors,
+        "status": sidecar.status().why,
+        "released": len(released),
+        "released_as_recorded": released == parts[: len(released)],
+        "records": [[each.decision, each.rule, each.part is not None] for each in sink.records],
+    }
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median, ninth decile and maximum."""
     if not values:
@@ -161,8 +195,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def server(command: list[str], port: int, log: Path, env: dict[str, str]) -> Iterator[str]:
-    """A server on the loopback, until the block ends."""
+def server(command: list[str], port: int, log: Path, env: dict[str, str]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server on the loopback until the block ends, and what kills it and all that it has started."""
     url = f"http://127.0.0.1:{port}"
     with log.open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **env}, start_new_session=True)
@@ -172,7 +206,7 @@ def server(command: list[str], port: int, log: Path, env: dict[str, str]) -> Ite
                 if process.poll() is not None or time.monotonic() > until:
                     raise SystemExit(f"{command[0]} did not start, see {log}")
                 time.sleep(0.5)
-            yield url
+            yield url, lambda: os.killpg(process.pid, signal.SIGKILL)
         finally:
             process.terminate()
             try:
@@ -218,7 +252,15 @@ def llama(program: str, file: Path, port: int, *, template: Path | None = None) 
     return command + (["--chat-template-file", str(template)] if template else [])
 
 
-async def run(url: str, dtype: str, what: str, model: WhiteBoxModel, questions: list[str], tolerance: float) -> Any:
+async def run(
+    url: str,
+    dtype: str,
+    what: str,
+    model: WhiteBoxModel,
+    questions: list[str],
+    tolerance: float,
+    kill: Callable[[], None],
+) -> Any:
     """One run against a server that is up."""
     upstream = await connect(url, dtype=dtype)
     try:
@@ -228,6 +270,8 @@ async def run(url: str, dtype: str, what: str, model: WhiteBoxModel, questions: 
             case "token":
                 turn = Message(role="system", content=CHANGED)
                 return await changed(Between(upstream, turn), model, questions, tolerance)
+            case "killed":
+                return await killed(upstream, model, kill)
             case _:
                 return await changed(Between(upstream), model, questions, tolerance)
     finally:
@@ -253,10 +297,10 @@ def main() -> None:
         tolerance = float("nan")
         for what, command, env in started:
             port = free_port()
-            with server(command(port), port, options.work / f"{name}.log", env) as url:
-                for each in (what,) if what != "honest" else ("honest", "token"):
+            with server(command(port), port, options.work / f"{name}.log", env) as (url, kill):
+                for each in (what,) if what != "honest" else ("honest", "token", "killed"):
                     began = time.monotonic()
-                    found = asyncio.run(run(url, name, each, model, questions, tolerance))
+                    found = asyncio.run(run(url, name, each, model, questions, tolerance, kill))
                     if each == "honest":
                         tolerance = found["tolerance"]
                     row = {"numerics": name, "run": each, **found, "seconds": round(time.monotonic() - began, 1)}

@@ -391,14 +391,14 @@ class ScriptedLive:
         sure = len(text) - begun_at_end(text, self._settings.stop or ())
         return min(sure, prose_of("hermes", text)) if self._settings.tools else sure
 
-    def beginning(self, tokens: int) -> Generation:
+    def beginning(self, tokens: int | None = None) -> Generation:
         """Its first tokens as an answer."""
-        answer = self._ids[: min(tokens, self.drawn)]
+        answer = self._ids[: self.drawn][:tokens]
         ending = self.ended if len(answer) == len(self._ids) else None
         text = bytes(answer).decode("utf-8", "replace")
         return self._model._generation(self._prompt, text, ending or "open", self._settings)
 
-    def compute(self, work: Callable[[], Found]) -> Found:
+    def compute(self, work: Callable[[], Found], *, patient: bool = False) -> Found:
         """What ``work`` gives."""
         return work()
 

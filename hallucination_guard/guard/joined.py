@@ -166,7 +166,7 @@ class Joined:
         try:
             live.wait(lambda: False)
             ended = live.ended
-            generation = live.beginning(len(live.texts()))
+            generation = live.beginning()
         except BaseException:
             self._leave()
             raise
@@ -187,7 +187,7 @@ class Joined:
 
     def _compute(self, work: Callable[[], Found]) -> Found:
         if self._live is not None:
-            return self._live.compute(work)
+            return self._live.compute(work, patient=True)
         return self._model.compute(work) if isinstance(self._model, FollowingModel) else work()
 
     def _leave(self) -> None:

@@ -139,7 +139,7 @@ class Streaming:
         """What was drawn beyond the beginning that was judged last has no verdict: it is recorded without one."""
         if progress.newest is None or progress.recorded == progress.attempt:
             return
-        drawn = live.beginning(len(live.texts()))
+        drawn = live.beginning()
         if drawn.response_token_ids != progress.newest.generation.response_token_ids:
             unfinished = Verdict(
                 score=Score.failed("interrupted before it was scored", scorer=self.loop.scorer.identity)
@@ -182,7 +182,7 @@ class Streaming:
                     yield beginning
                     done = stop
             if ended is not None:
-                yield live.beginning(len(live.texts()))
+                yield live.beginning()
                 return
 
     def _decide(self, progress: Progress, generation: Generation, score: Score) -> Decision:

@@ -118,7 +118,7 @@ class HeardAnswer:
             return 0  # it is decided on as a whole
         return len(text) if self._ended is not None else self._reading.prose(text)
 
-    def beginning(self, tokens: int) -> Generation:
+    def beginning(self, tokens: int | None = None) -> Generation:
         """Its first tokens as an answer; they stay as they are."""
         self._tokenise()
         ending = self._ended
@@ -131,7 +131,7 @@ class HeardAnswer:
             return replace(read, finish_reason=ending)
         return replace(read, finish_reason="open", written_calls=())
 
-    def compute(self, work: Callable[[], Found]) -> Found:
+    def compute(self, work: Callable[[], Found], *, patient: bool = False) -> Found:
         """What ``work`` gives."""
         return self._reading.compute(work)
 

@@ -37,6 +37,7 @@ __all__ = ["LiveAnswer", "Streams"]
 
 _GATHER = 0.01  # seconds without a further request before a batch begins: a fifth of a token on a CPU
 _READY = 0.05  # seconds that a reader whose answer has ended may take before a batch begins without its successor
+_SHARE = 0.05  # of the time that a batch took: so long the next one waits for as many rows
 _MOST = 32  # rows of a batch
 _Found = TypeVar("_Found")
 _LOOK = 0.25  # seconds after which one who waits looks whether its own reader is gone
@@ -101,7 +102,7 @@ class LiveAnswer:
         sure = len(text) - begun_at_end(text, self.settings.stop or ())
         return min(sure, prose_of(format_of(self._inside.tokenizer), text)) if self._may_call else sure
 
-    def beginning(self, tokens: int) -> Generation:
+    def beginning(self, tokens: int | None = None) -> Generation:
         """Its first tokens as an answer."""
         ended, ids = self._ended, self._ids
         answer = ids[:tokens]
@@ -118,9 +119,10 @@ class LiveAnswer:
             trace=self._trace(answer),
         )
 
-    def compute(self, work: Callable[[], _Found]) -> _Found:
-        """What ``work`` gives."""
-        return self._streams.compute(work)
+    def compute(self, work: Callable[[], _Found], *, patient: bool = False) -> _Found:
+        """What ``work`` gives; see the protocol."""
+        now = time.perf_counter()
+        return self._streams.compute(work, until=2 * now - self._began if patient else now)
 
     def leave(self) -> None:
         """The reader is gone."""
@@ -182,6 +184,7 @@ class _Batch:
     rows: tuple[LiveAnswer, ...]
     steps: Iterator[list[int]]
     drawn: list[list[int]]
+    began: float
 
     def look(self) -> None:
         """Let each row take in what it has not yet."""
@@ -196,9 +199,10 @@ class _Batch:
 
 
 class _Job(Generic[_Found]):
-    """What a reader wants computed, in the context of the reader."""
+    """What a reader wants computed, in the context of the reader, and until when that can wait for others'."""
 
-    def __init__(self, work: Callable[[], _Found]) -> None:
+    def __init__(self, work: Callable[[], _Found], until: float) -> None:
+        self.until = until
         self._work, self._context = work, contextvars.copy_context()
         self._found: Future[_Found] = Future()
 
@@ -238,6 +242,7 @@ class Streams:
         self._batch: _Batch | None = None
         self._drawn_by: threading.Thread | None = None
         self._computing = 0
+        self._before, self._patience, self._idle = 0, 0.0, 0.0  # rows of the last batch, how long to wait, since when
         self._stopped = self._registered = False
         self._turn = threading.Lock()
 
@@ -281,12 +286,18 @@ class Streams:
                     self._lock.notify_all()  # who else waits goes on drawing
             live.ready = None
 
-    def compute(self, work: Callable[[], _Found]) -> _Found:
-        """What ``work`` gives: one computes at a time, and nothing is drawn where both would want the same cores."""
+    def compute(self, work: Callable[[], _Found], *, until: float = 0.0) -> _Found:
+        """What ``work`` gives: one computes at a time, and nothing is drawn where both would want the same cores.
+
+        Args:
+            work: is called once.
+            until: when others wait to be drawn, it waits for what else there is to compute until the batch has ended,
+                or until then by ``time.perf_counter``.
+        """
         with self._lock:
             job: _Job[_Found] | None = None
             if self._several and not self._spare and not self._draws:
-                job = _Job(work)
+                job = _Job(work, until)
                 self._jobs.append(job)
                 self._lock.notify_all()
                 while not job.done:
@@ -379,7 +390,7 @@ class Streams:
 
     def _step(self) -> bool:
         """Draw a token of each row; False where there is nothing to draw, and then nobody draws any more."""
-        if self._jobs:
+        if self._due:
             self._do_jobs()
             return True
         batch = self._batch or self._next()
@@ -405,9 +416,26 @@ class Streams:
             if tokens is None:
                 batch.fail(None)
             if tokens is None or all(each.over for each in batch.rows):
-                self._batch = None
+                self._batch, self._idle = None, time.perf_counter()
+                self._before, self._patience = len(batch.rows), _SHARE * (self._idle - batch.began)
             self._lock.notify_all()
         return True
+
+    @property
+    def _due(self) -> bool:
+        """Whether to compute before another token is drawn. What ends a little later could be scored together with it.
+
+        Eight answers at once take half of what they take singly; who waits to be drawn gets that time.
+        """
+        with self._lock:
+            now = time.perf_counter()
+            if not self._jobs or any(each.until <= now for each in self._jobs):
+                return bool(self._jobs)
+            if self._batch is not None:
+                return not self._waiting
+            # What ended as the batch did comes in a moment.
+            self._lock.wait_for(lambda: len(self._jobs) >= sum(each.ended is not None for each in self._read), _READY)
+            return True
 
     def _do_jobs(self) -> None:
         """Compute what readers want computed."""
@@ -420,6 +448,7 @@ class Streams:
                 job()
                 with self._lock:  # only now: an interruption must not lose it
                     self._jobs = [each for each in self._jobs if each is not job]
+                    self._idle = time.perf_counter()
                     self._lock.notify_all()
 
     def _next(self) -> _Batch | None:
@@ -433,10 +462,15 @@ class Streams:
             while seen != len(self._waiting) < _MOST:  # until nobody came for a while
                 seen = len(self._waiting)
                 self._lock.wait(_GATHER)
+            # A batch of as many rows as before takes little longer than one of the few who are there already.
+            until = self._idle + self._patience
+            while self._waiting and len(self._waiting) < self._before and not self._jobs:
+                if not self._lock.wait(max(0.0, until - time.perf_counter())):
+                    break
+            if self._jobs:
+                return None
             self._waiting = [each for each in self._waiting if not each.over]
             if not self._waiting:
-                if self._jobs:
-                    return None
                 self._drawn_by = None
                 self._lock.notify_all()
                 return None
@@ -451,7 +485,7 @@ class Streams:
                 raise
             for row, each in enumerate(rows):
                 each.begins(lambda answer, row=row, run=run: run.trace(row, answer))  # type: ignore[misc]
-            self._batch = _Batch(rows=rows, steps=run.steps(first.room), drawn=[])
+            self._batch = _Batch(rows=rows, steps=run.steps(first.room), drawn=[], began=time.perf_counter())
             return self._batch
 
 

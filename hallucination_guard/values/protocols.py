@@ -127,12 +127,18 @@ class Live(Protocol):
         """How many characters of the text are surely of the answer: no beginning of a stop text, no call of a tool."""
         ...
 
-    def beginning(self, tokens: int) -> Generation:
-        """Its first tokens as an answer; ``open`` unless these are all of one that has ended."""
+    def beginning(self, tokens: int | None = None) -> Generation:
+        """Its first tokens, or all so far, as an answer; ``open`` unless these are all of one that has ended."""
         ...
 
-    def compute(self, work: Callable[[], Found]) -> Found:
-        """What ``work`` gives; nothing is drawn meanwhile where both would want the same cores."""
+    def compute(self, work: Callable[[], Found], *, patient: bool = False) -> Found:
+        """What ``work`` gives; nothing is drawn meanwhile where both would want the same cores.
+
+        Args:
+            work: is called once.
+            patient: where others wait to be drawn, it may wait as long again as this answer took until now, so that
+                what ends meanwhile is computed together with it.
+        """
         ...
 
     def leave(self) -> None:

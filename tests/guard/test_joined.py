@@ -66,6 +66,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
+def ending(model: WhiteBoxModel, settings: dict[str, Any], questions: list[str], wanted: Any) -> str:
+    """A stop text at which answers end after as many tokens as is wanted."""
+    texts = [model.generate(each, **settings).text for each in questions]
+    for stop in sorted(set("".join(texts))):
+        if wanted([len(model.generate(each, **settings, stop=[stop]).response_token_ids) for each in questions]):
+            return stop
+    raise AssertionError("none")
+
+
 async def settled(sink: MemorySink, records: int) -> None:
     for _ in range(500):
         if len(sink.records) >= records:
@@ -88,6 +97,42 @@ async def test_no_more_are_scored_at_a_time_than_the_batch_size(tiny: WhiteBoxMo
     guard = Guard(tiny, policy=Accept(), generation=SETTINGS, batch_size=3)
     await asyncio.gather(*map(guard.acall, QUESTIONS * 2))
     assert 1 < max(scored) <= 3 and sum(scored) == 16
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_what_ends_early_is_scored_with_the_rest_only_while_others_wait_to_be_drawn(
+    tiny: WhiteBoxModel, watched: Watched, scored: list[int], monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    monkeypatch.setattr(live, "_GATHER", 0.3)
+    monkeypatch.setattr(live.Streams, "_spare", False)
+    settings: dict[str, Any] = {**SETTINGS, "max_new_tokens": 24}
+    stop = ending(tiny, settings, QUESTIONS, lambda lengths: 12 < min(lengths) < max(lengths))
+    guard = Guard(tiny, policy=Accept(), generation={**settings, "stop": [stop]})
+    watched.pause = 0.02
+    under_way = [asyncio.create_task(guard.acall(each)) for each in QUESTIONS]
+    await asyncio.to_thread(watched.begun.wait, 10)
+    under_way += [asyncio.create_task(guard.acall(each)) for each in ["And this?", "And that?"][: 2 * others]]
+    found = await asyncio.gather(*under_way)
+    lengths = {len(each.generation.response_token_ids) for each in found[: len(QUESTIONS)]}
+    assert len(lengths) > 1 and watched.rows[0] == len(QUESTIONS)
+    assert (scored[0] == len(QUESTIONS)) == others
+
+
+async def test_it_waits_no_longer_than_it_took(
+    tiny: WhiteBoxModel, watched: Watched, scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_GATHER", 0.3)
+    monkeypatch.setattr(live.Streams, "_spare", False)
+    settings: dict[str, Any] = {**SETTINGS, "max_new_tokens": 24}
+    stop = ending(tiny, settings, QUESTIONS, lambda lengths: min(lengths) < 10 and max(lengths) == 24)
+    guard = Guard(tiny, policy=Accept(), generation={**settings, "stop": [stop]})
+    watched.pause = 0.05
+    under_way = [asyncio.create_task(guard.acall(each)) for each in QUESTIONS]
+    await asyncio.to_thread(watched.begun.wait, 10)
+    under_way += [asyncio.create_task(guard.acall("And this?"))]
+    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+    assert scored[0] < len(QUESTIONS) and watched.rows == [len(QUESTIONS)]
+    await asyncio.gather(*under_way)
 
 
 async def test_guards_with_other_policies_share_a_batch_and_no_decision(tiny: WhiteBoxModel, watched: Watched) -> None:

@@ -53,7 +53,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 MOST = 16  # tokens of an answer
-LONG, LONGER = "Write a long story about a lighthouse and the sea.", 400  # what it draws when it is killed
+LONG, LONGER = "Write a long story about a lighthouse and the sea.", 1500  # what it draws when it is killed
 TWICE = 20  # questions that are asked once more, as a stream and of the model here
 
 
@@ -156,17 +156,20 @@ async def killed(upstream: Upstream, model: WhiteBoxModel, kill: Callable[[], No
     sidecar = Sidecar(Guard(model, policy=Accept(), scorer=HybridGrad(), audit=sink), upstream)
     await sidecar.start()
     released, errors = [], []
-    call = asyncio.create_task(sidecar.acall(LONG, max_new_tokens=LONGER))
+    call: asyncio.Task[Outcome] | None = None
     try:
         async for event in sidecar.astream(LONG, max_new_tokens=LONGER):
             if isinstance(event, Outcome):
                 raise SystemExit("the answer was drawn before the server was killed")
             if isinstance(event, Released):
-                if not released:
+                if call is None:
+                    call = asyncio.create_task(sidecar.acall(LONG, max_new_tokens=LONGER))
+                    await asyncio.sleep(0.5)  # until it has reached the server
                     kill()
                 released.append(event.text)
     except UpstreamError as error:
         errors.append(error.message)
+    assert call is not None
     try:
         await call
     except UpstreamError as error:
@@ -287,6 +290,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--only", nargs="*", default=[], help="numerics: float32 bfloat16 F32 Q4_1")
     parser.add_argument("--other", type=Path, help="folder of another model; by default the demo's with noise")
+    parser.add_argument("--other-gguf", type=Path, help="the same, for llama-server")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     questions = [each.query for each in (*shipped("calibration"), *shipped("demo"))][: options.questions]
@@ -327,8 +331,9 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[str, list[Start]]]:
                 ],
             )
     if options.llama_server:
-        exact, other = options.work / "demo-f32.gguf", options.work / "noisy-f32.gguf"
-        for file, noise in ((exact, 0.0), (other, NOISE)):
+        exact, noisy = options.work / "demo-f32.gguf", options.work / "noisy-f32.gguf"
+        other = options.other_gguf or noisy
+        for file, noise in ((exact, 0.0), (noisy, NOISE)):
             if not file.exists():
                 dequantise(_gguf(), file, noise=noise)
         start = partial(llama, options.llama_server)

@@ -77,20 +77,24 @@ class Cosine:
 
     def __init__(self, folder: str) -> None:
         self.model, self.tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-        self.question = ""  # put before texts that do not begin with it
+        self.question = ""  # put before texts that do not begin with it, and before
+        self.samples: set[str] = set()  # these, which may repeat it
         self.known: dict[str, Any] = {}  # embeddings of this question's texts
 
     def predict(self, pairs: list[tuple[str, str]], batch_size: int = 32) -> Any:
         """The similarity of each pair."""
         del batch_size
-        asked = self.question
-        whole = [[text if text.startswith(asked) else f"{asked} {text}" for text in pair] for pair in pairs]
+        whole = [[self._with_question(text) for text in pair] for pair in pairs]
         texts = sorted({text for pair in whole for text in pair} - set(self.known))
         for at in range(0, len(texts), 32):
             part = texts[at : at + 32]
             self.known |= dict(zip(part, self._embedded(part).double().numpy(), strict=True))
         found = self.known
         return np.array([min(1.0, max(0.0, float(found[one] @ found[other]))) for one, other in whole])
+
+    def _with_question(self, text: str) -> str:
+        whole = text.startswith(self.question) and text not in self.samples
+        return text if whole else f"{self.question} {text}"
 
     def _embedded(self, texts: list[str]) -> torch.Tensor:
         read = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
@@ -126,7 +130,7 @@ def scored(model: Given, cosine: Cosine, row: dict[str, Any]) -> dict[str, Any]:
         both, greedy = CrossEncoderSimilarityMatrixCalculator(), GreedyCrossEncoderSimilarityMatrixCalculator()
         for each in (both, greedy):
             each.crossencoder, each.crossencoder_setup = cosine, True
-        cosine.question, cosine.known = "", {}
+        cosine.question, cosine.samples, cosine.known = "", set(), {}
         stats |= both(stats, [row["prompt"]], model)
         stats |= greedy(stats, [row["prompt"]], model)
         sampled = (
@@ -139,7 +143,7 @@ def scored(model: Given, cosine: Cosine, row: dict[str, Any]) -> dict[str, Any]:
         )
         scores |= {str(each): float(each(stats)[0]) for each in sampled}
         seconds["samples"] = time.perf_counter() - began
-        cosine.question = row["query"]
+        cosine.question, cosine.samples = row["query"], set(stats["sample_texts"][0])
         stats |= both(stats, [row["prompt"]], model)
         scores["SAR, with question"] = float(estimators.SAR()(stats)[0])
     logp = stats["greedy_log_probs"][0]

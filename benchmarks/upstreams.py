@@ -37,7 +37,7 @@ from hallucination_guard.demo.questions import shipped
 from hallucination_guard.errors import UpstreamError
 from hallucination_guard.model.packaged import _gguf, converted
 from hallucination_guard.scoring import HybridGrad
-from hallucination_guard.server.upstream import Asked, Part, Sidecar, Upstream, connect
+from hallucination_guard.server.upstream import Asked, Part, Sidecar, Upstream, connect, parity
 from hallucination_guard.server.upstream.parity import distance
 from hallucination_guard.testing import MemorySink
 from hallucination_guard.values import Message
@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where files and results go")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--only", nargs="*", default=[], help="numerics: float32 bfloat16 F32 Q4_1")
+    parser.add_argument("--runs", nargs="*", default=[], help="some of: honest template model")
     parser.add_argument("--other", type=Path, help="folder of another model; by default the demo's with noise")
     parser.add_argument("--other-gguf", type=Path, help="the same, for llama-server")
     options = parser.parse_args()
@@ -298,15 +299,19 @@ def main() -> None:
     for name, started in plan(options):
         if options.only and name not in options.only:
             continue
-        tolerance = float("nan")
+        tolerance = parity.MOST
         for what, command, env in started:
+            if options.runs and what not in options.runs:
+                continue
             port = free_port()
             with server(command(port), port, options.work / f"{name}.log", env) as (url, kill):
                 for each in (what,) if what != "honest" else ("honest", "token", "killed"):
                     began = time.monotonic()
                     found = asyncio.run(run(url, name, each, model, questions, tolerance, kill))
-                    if each == "honest":
-                        tolerance = found["tolerance"]
+                    if (
+                        each == "honest"
+                    ):  # without a tolerance nothing is scored: then what the sidecar calls another model
+                        tolerance = found["tolerance"] or parity.MOST
                     row = {"numerics": name, "run": each, **found, "seconds": round(time.monotonic() - began, 1)}
                     with (options.work / "upstreams.jsonl").open("a") as out:
                         out.write(json.dumps(row) + "\n")

@@ -3,7 +3,8 @@
 In one regression a probe of a thousand weights drowns the few scores of the output (arXiv 2507.03998). So its logits
 are found out of fold, and then they are one more signal of the fusion. The probe is kept only where the result ranks
 better than the best single score, by the lower end of a paired interval over questions; else the others are fused
-without it.
+without it. Where the likelihood alone ranks better than these, by the same measure, it stands alone. Only the
+likelihood is asked: the best of nine on a few labels is the luckiest.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-__all__ = ["fit_fused"]
+__all__ = ["LIKELIHOOD", "fit_fused"]
+
+LIKELIHOOD = "sequence_nll"
+"""The one score that may stand alone."""
 
 _LEAST = 40  # answers, and
-_OF_A_KIND = 8  # right and wrong ones at the least, for a probe to be tried
+_OF_A_KIND = 8  # right and wrong ones at the least, for anything but all scores to be tried
 _LEVEL = 0.5  # of the interval: docs/evidence.md has what other levels cost and bring
 
 
 def fit_fused(answers: Sequence[Labelled]) -> Fusion:
-    """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided.
+    """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided on.
 
     Args:
         answers: labelled; those that could not be scored are left out.
@@ -55,31 +59,32 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
     plain = fit_fusion(answers)
     scored = [each for each in answers if each.status == "scored"]
     wrong = np.array([not each.correct for each in scored])
-    states = [each.states for each in scored if each.states is not None]
     few = int(min(wrong.sum(), (~wrong).sum()))
-    if len(states) < len(scored):
-        return plain.model_copy(update={"why": "no probe: not every answer has its states"})
     if len(scored) < _LEAST or few < _OF_A_KIND:
         return plain.model_copy(
             update={"why": f"no probe: {len(scored)} answers, {few} of the rarer kind, are too few"}
         )
     ids = [each.id for each in scored]
-    probe, logits = fit_probe(states, wrong.tolist(), ids)
-    names, signals = (PROBE, *signals_of(scored)), matrix(scored)
-    logs = np.column_stack([logits, signals])
-    at = max(range(signals.shape[1]), key=lambda column: auroc(signals[:, column], wrong))
-    best, name = signals[:, at], names[at + 1]
-    over = gain(_left_out(logs, wrong, ids, prior_of(names)), best, wrong, ids, level=_LEVEL)
-    said = f"AUROC {over} over {name} on {len(scored)} answers"
-    if over.low <= 0.0:
-        return plain.model_copy(update={"why": f"no probe, all scores fused: with one, {said}"})
-    return fitted(
-        logs,
-        wrong.astype(float),
-        names,
-        probe=probe,
-        why=f"with a probe: {said}",
-    )
+    names, signals = signals_of(scored), matrix(scored)
+    states = [each.states for each in scored if each.states is not None]
+    if len(states) < len(scored):
+        why = "no probe: not every answer has its states"
+    else:
+        probe, logits = fit_probe(states, wrong.tolist(), ids)
+        both, logs = (PROBE, *names), np.column_stack([logits, signals])
+        at = max(range(signals.shape[1]), key=lambda column: auroc(signals[:, column], wrong))
+        over = gain(_left_out(logs, wrong, ids, prior_of(both)), signals[:, at], wrong, ids, level=_LEVEL)
+        said = f"AUROC {over} over {names[at]} on {len(scored)} answers"
+        if over.low > 0.0:
+            return fitted(logs, wrong.astype(float), both, probe=probe, why=f"with a probe: {said}")
+        why = f"no probe: with one, {said}"
+    if LIKELIHOOD in names:
+        alone = signals[:, names.index(LIKELIHOOD)]
+        over = gain(alone, _left_out(signals, wrong, ids, prior_of(names)), wrong, ids, level=_LEVEL)
+        if over.low > 0.0:
+            why = f"{LIKELIHOOD} alone: AUROC {over} over all scores fused; {why}"
+            return fitted(alone[:, None], wrong.astype(float), (LIKELIHOOD,), why=why)
+    return plain.model_copy(update={"why": f"{why}; all scores fused"})
 
 
 def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str], prior: Sequence[float]) -> Floats:

@@ -162,7 +162,30 @@ class TestTwoStages:
 
     def test_one_that_does_not_is_left_out_and_says_so(self):
         fusion = fit_fused(answers(300, inside=0.0, outside=2.0))
-        assert fusion.probe is None and fusion.why.startswith("no probe, all scores fused: with one, AUROC -")
+        assert fusion.probe is None and fusion.signals == ("paragrad", "sequence_nll", "mean_nll")
+        assert fusion.why.startswith("no probe: with one, AUROC -") and fusion.why.endswith("; all scores fused")
+
+    @pytest.mark.parametrize("seen", [True, False])
+    def test_the_likelihood_stands_alone_where_it_ranks_better_than_all_together(self, seen):
+        rng = np.random.default_rng(1)
+        rows = [
+            replace(
+                row,
+                scores=row.scores | {"paragrad": math.exp(rng.normal()), "mean_nll": math.exp(rng.normal())},
+                states=row.states if seen else None,
+            )
+            for row in answers(300, inside=0.0, outside=2.0)
+        ]
+        fusion = fit_fused(rows)
+        assert fusion.probe is None and fusion.signals == ("sequence_nll",) and fusion.weights[0] > 0
+        assert fusion.why.startswith("sequence_nll alone: AUROC +") and "no probe" in fusion.why
+        assert fusion.score(rows[0].scores) > 0.0
+        ranked = [fusion.score(each.scores) for each in rows]
+        # The ends of its range are held, so only there may ties be new.
+        assert auroc(ranked, wrong(rows)) == pytest.approx(
+            auroc([each.scores["sequence_nll"] for each in rows], wrong(rows)), abs=0.005
+        )
+        assert "alone" not in fit_fused(rows[:30]).why
 
     def test_without_states_or_with_few_answers_there_is_none(self):
         rows = answers(120)

@@ -154,7 +154,8 @@ async def killed(upstream: Upstream, model: WhiteBoxModel, kill: Callable[[], No
     """The server is killed with SIGKILL as it draws a stream, of which a sentence was let through, and a call."""
     sink = MemorySink()
     sidecar = Sidecar(Guard(model, policy=Accept(), scorer=HybridGrad(), audit=sink), upstream)
-    await sidecar.start()
+    if not (status := await sidecar.start()).ready:  # then answers are decided on as a whole, and none is let through
+        return {"status": status.why}
     released, errors = [], []
     call: asyncio.Task[Outcome] | None = None
     try:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from hallucination_guard.evaluation import Prompting, bootstrap, read_items
 from hallucination_guard.evaluation.metrics import Compared
@@ -82,6 +83,7 @@ EQUAL = (
     Same(peer=SEMGRAD, theirs="HybridGrad, paper", ours="hybridgrad", within=GRADIENT_TOLERANCE),
 )
 
+OF_TEXTS = ("cocoa", "cocoa_mean", "cocoa_entropy", "sar")  # of what samples say, and not only of how probable they are
 
 UNLIKE = (
     "Of the same name, and not the same number:",
@@ -242,14 +244,20 @@ def measured(args: argparse.Namespace, name: str, folder: Path) -> Measured:
     apart = {}
     unequal = []
     samples = rows_of(folder / f"handoff-{args.samples}.jsonl")
+    special = set(AutoTokenizer.from_pretrained(folder / "weights").all_special_ids)
+    # An empty sample is held against the answer here, and is not there for LM-Polygraph; one with a special token in
+    # its middle (a base or small model writes the next turn's mark) has another text there.
+    alike = {
+        key: all(each["token_ids"] and not special & set(each["token_ids"]) for each in row["samples"])
+        for key, row in samples.items()
+    }
     for each in EQUAL:
         found = [
             (each.turned(rows["scores"][each.theirs]), own[each.ours][key])
             for key, rows in sides[each.peer].items()
             if each.theirs in rows["scores"]
             and key in own.get(each.ours, {})
-            # An empty sample is held against the answer here, and is not there for LM-Polygraph.
-            and ("cocoa" not in each.ours or all(sample["token_ids"] for sample in samples[key]["samples"]))
+            and (each.ours not in OF_TEXTS or alike[key])
         ]
         if found:
             # What is a thousandth of the usual is rounding of what it was made of.

@@ -289,7 +289,7 @@ def measured(args: argparse.Namespace, name: str, folder: Path) -> Measured:
     prefix = f"{folder.name}.memory-"
     memory = {path.name.removeprefix(prefix): float(path.read_text()) for path in folder.parent.glob(f"{prefix}*")}
     return Measured(
-        name=report["about"]["model"],
+        name=Path(report["about"]["model"]).name,  # of a folder, not where it lies
         answers=(len(keys), sum(wrong)),
         compared=compared,
         seconds=seconds,

@@ -34,18 +34,16 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-__all__ = ["LIKELIHOOD", "fit_fused"]
+__all__ = ["fit_fused"]
 
-LIKELIHOOD = "sequence_nll"
-"""The one score that may stand alone."""
-
+_LIKELIHOOD = "sequence_nll"  # the one score that may stand alone
 _LEAST = 40  # answers, and
 _OF_A_KIND = 8  # right and wrong ones at the least, for anything but all scores to be tried
 _LEVEL = 0.5  # of the interval: docs/evidence.md has what other levels cost and bring
 
 
 def fit_fused(answers: Sequence[Labelled]) -> Fusion:
-    """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided on.
+    """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided.
 
     Args:
         answers: labelled; those that could not be scored are left out.
@@ -78,12 +76,12 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
         if over.low > 0.0:
             return fitted(logs, wrong.astype(float), both, probe=probe, why=f"with a probe: {said}")
         why = f"no probe: with one, {said}"
-    if LIKELIHOOD in names:
-        alone = signals[:, names.index(LIKELIHOOD)]
+    if _LIKELIHOOD in names:
+        alone = signals[:, names.index(_LIKELIHOOD)]
         over = gain(alone, _left_out(signals, wrong, ids, prior_of(names)), wrong, ids, level=_LEVEL)
         if over.low > 0.0:
-            why = f"{LIKELIHOOD} alone: AUROC {over} over all scores fused; {why}"
-            return fitted(alone[:, None], wrong.astype(float), (LIKELIHOOD,), why=why)
+            why = f"{_LIKELIHOOD} alone: AUROC {over} over all scores fused; {why}"
+            return fitted(alone[:, None], wrong.astype(float), (_LIKELIHOOD,), why=why)
     return plain.model_copy(update={"why": f"{why}; all scores fused"})
 
 

@@ -37,7 +37,8 @@ __all__ = ["LiveAnswer", "Streams"]
 
 _GATHER = 0.01  # seconds without a further request before a batch begins: a fifth of a token on a CPU
 _READY = 0.05  # seconds that a reader whose answer has ended may take before a batch begins without its successor
-_SHARE = 0.05  # of the time that a batch took: so long the next one waits for as many rows
+_SHARE = 0.05  # of the time that a batch took: so long the next one waits for as many rows, but
+_FULL = 0.25  # seconds at most: a batch of long answers must not hold up the first word of one who comes alone
 _MOST = 32  # rows of a batch
 _Found = TypeVar("_Found")
 _LOOK = 0.25  # seconds after which one who waits looks whether its own reader is gone
@@ -121,8 +122,7 @@ class LiveAnswer:
 
     def compute(self, work: Callable[[], _Found], *, patient: bool = False) -> _Found:
         """What ``work`` gives; see the protocol."""
-        now = time.perf_counter()
-        return self._streams.compute(work, until=2 * now - self._began if patient else now)
+        return self._streams.compute(work, until=2 * time.perf_counter() - self._began if patient else 0.0)
 
     def leave(self) -> None:
         """The reader is gone."""
@@ -417,7 +417,7 @@ class Streams:
                 batch.fail(None)
             if tokens is None or all(each.over for each in batch.rows):
                 self._batch, self._idle = None, time.perf_counter()
-                self._before, self._patience = len(batch.rows), _SHARE * (self._idle - batch.began)
+                self._before, self._patience = len(batch.rows), min(_FULL, _SHARE * (self._idle - batch.began))
             self._lock.notify_all()
         return True
 

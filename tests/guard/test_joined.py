@@ -135,6 +135,49 @@ async def test_it_waits_no_longer_than_it_took(
     await asyncio.gather(*under_way)
 
 
+@pytest.mark.parametrize(("waits", "batches"), [(0.0, None), (2.0, [4, 4])])
+async def test_a_batch_waits_a_little_for_as_many_rows_as_the_last(
+    tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch, waits: float, batches: list[int] | None
+) -> None:
+    monkeypatch.setattr(live.Streams, "_spare", False)
+    monkeypatch.setattr(live, "_SHARE", 100.0)
+    monkeypatch.setattr(live, "_FULL", waits)
+    guard, met = Guard(tiny, policy=Accept(), generation=SETTINGS), asyncio.Barrier(4)
+
+    async def client(at: int) -> None:
+        await guard.acall(QUESTIONS[at])
+        await met.wait()
+        await asyncio.sleep(0.1 * at)  # of one batch, they come back one after the other
+        await guard.acall(QUESTIONS[at + 4])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "_GATHER", 0.3)
+        first = [asyncio.create_task(client(at)) for at in range(4)]
+        while not watched.rows:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*first)
+    assert watched.rows[0] == 4 and sum(watched.rows) == 8
+    assert watched.rows == batches if batches else len(watched.rows) > 2
+
+
+async def test_one_who_comes_alone_does_not_wait_for_a_batch_of_long_ago(
+    tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_GATHER", 0.3)
+    monkeypatch.setattr(live, "_SHARE", 100.0)
+    guard = Guard(tiny, policy=Accept(), generation=SETTINGS)
+    await asyncio.gather(*map(guard.acall, QUESTIONS))
+    assert tiny._streams._before > 1 and tiny._streams._patience == live._FULL < 0.5
+    await asyncio.sleep(live._FULL)
+    began = time.perf_counter()
+    await asyncio.to_thread(next, iter(guard.stream("Alone?")), None)
+    alone = time.perf_counter() - began
+    tiny._streams._before = 0
+    began = time.perf_counter()
+    await asyncio.to_thread(next, iter(guard.stream("Alone?")), None)
+    assert alone < time.perf_counter() - began + live._FULL
+
+
 async def test_guards_with_other_policies_share_a_batch_and_no_decision(tiny: WhiteBoxModel, watched: Watched) -> None:
     lets = Guard(tiny, policy=Accept(), generation=SETTINGS)
     never = Guard(tiny, policy=AbstainBelow(score="hybridgrad", limit=0.0), generation=SETTINGS)

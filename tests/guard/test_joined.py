@@ -135,6 +135,30 @@ async def test_it_waits_no_longer_than_it_took(
     await asyncio.gather(*under_way)
 
 
+async def test_one_that_is_cancelled_while_it_waits_to_be_scored_is_recorded_and_the_rest_are_scored(
+    tiny: WhiteBoxModel, watched: Watched, scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_GATHER", 0.3)
+    monkeypatch.setattr(live.Streams, "_spare", False)
+    settings: dict[str, Any] = {**SETTINGS, "max_new_tokens": 24}
+    stop = ending(tiny, settings, QUESTIONS, lambda lengths: 12 < min(lengths) < max(lengths))
+    sink = MemorySink()
+    guard = Guard(tiny, policy=Accept(), audit=sink, generation={**settings, "stop": [stop]})
+    watched.pause = 0.05
+    under_way = [asyncio.create_task(guard.acall(each)) for each in QUESTIONS]
+    await asyncio.to_thread(watched.begun.wait, 10)
+    under_way += [asyncio.create_task(guard.acall("And this?"))]
+    while not tiny._streams._jobs:
+        await asyncio.sleep(0.01)
+    assert not scored
+    for each in under_way[:-1]:  # whoever waits to be scored is among them
+        each.cancel()
+    ended = await asyncio.gather(*under_way, return_exceptions=True)
+    assert [isinstance(each, asyncio.CancelledError) for each in ended] == [True] * len(QUESTIONS) + [False]
+    assert await asyncio.to_thread(guard.settle, 20)
+    assert len(sink.records) == len(under_way) and tiny._streams._jobs == []
+
+
 @pytest.mark.parametrize(("waits", "batches"), [(0.0, None), (2.0, [4, 4])])
 async def test_a_batch_waits_a_little_for_as_many_rows_as_the_last(
     tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch, waits: float, batches: list[int] | None

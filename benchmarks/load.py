@@ -4,7 +4,7 @@
 
 alone       every question once, one at a time: what each answer has to be, and the throughput without batches
 together    all clients ask for so many seconds, each the next question as soon as it has an answer
-unguarded   the same questions by ``transformers`` alone, in static batches of as many as the server answers at a time;
+unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of as many as the server answers at a time;
             before and after the rest, since a machine's speed drifts by more than what is measured
 
 Checked, and it exits with 1 where one does not hold: no status but 200; every answer is the one that it is alone; the
@@ -39,13 +39,28 @@ limits: {{running: {running}, queue: 256, deadline_seconds: 600}}
 """
 UNGUARDED = """
 import json, sys, time
+import torch
+from transformers import DynamicCache
 from hallucination_guard import WhiteBoxModel
 model, (prompts, tokens, rows) = WhiteBoxModel.demo(), json.load(sys.stdin)
+end = model.model.generation_config.eos_token_id
+
+def answer(prompts, tokens):
+    read = [list(model.prompt(each).token_ids) for each in prompts]
+    longest = max(map(len, read))
+    ids = torch.tensor([[end] * (longest - len(each)) + each for each in read])
+    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in read])
+    with torch.no_grad():
+        model.model.generate(
+            ids, attention_mask=mask, past_key_values=DynamicCache(), max_new_tokens=tokens, do_sample=False,
+            eos_token_id=end, pad_token_id=end,
+        )
+
 batches = [prompts[at : at + rows] for at in range(0, len(prompts), rows)]
-model.generate(batches[0], max_new_tokens=2)
+answer(batches[0], 2)
 began = time.perf_counter()
 for each in batches:
-    model.generate(each, max_new_tokens=tokens)
+    answer(each, tokens)
 print((time.perf_counter() - began) / len(prompts))
 """
 

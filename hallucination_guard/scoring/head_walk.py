@@ -4,7 +4,7 @@ Source: arXiv 2605.04638. Symbols as there: p_t the distribution that predicts �
 (detached), W the head (V × d), H the final states (T × d), ℓ(w) = −Σ_t w_t log p_t[ŷ_t].
 
 With A_t = w_t (p_t − onehot(ŷ_t)), pulled back through whatever the head does besides W: ∂ℓ/∂W = Aᵀ H and ∂ℓ/∂H = A W.
-The first needs no backward and is summed in blocks of V, so that V × d is never held.
+The norm of the first needs no backward and no V × d (:mod:`hallucination_guard.scoring.head_blocks`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hallucination_guard.model.head import Head
 from hallucination_guard.model.white_box import WhiteBoxModel
-from hallucination_guard.scoring.head_blocks import felt_blocks
+from hallucination_guard.scoring.head_blocks import weighted_norms
 from hallucination_guard.values import Generation
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _BLOCK = 2048  # words of the vocabulary at a time
-_FELT = 1024  # the same for ∂ℓ/∂W, of which felt × 2d floats are held: in a cache, where they are summed at once
+_WORDS = 1024  # the same for ∂ℓ/∂W, of which words × 2d floats are held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,17 +149,8 @@ def head_norms(head: Head, states: Sequence[Tensor], readings: Sequence[Reading]
 
 
 def _norms(head: Head, states: Tensor, reading: Reading) -> tuple[float, float]:
-    weights = torch.stack([reading.entropies, torch.ones_like(reading.entropies)])  # 2 × T
-    # w_t belongs to A's row t; it may as well stand on H's, which is narrower. Both gradients then are one product.
-    both = torch.cat([states * weight[:, None] for weight in weights], dim=1)
-    width = both.shape[1]
-    product = both.new_empty(_FELT, width)
-    norms = torch.zeros(width, dtype=torch.float64, device=both.device)
-    for part, rows in felt_blocks(reading.a, weights * states.abs().sum(dim=1), block=_FELT):
-        out = product[: part.shape[1]]
-        torch.mm(part.T, both if rows is None else both.index_select(0, rows), out=out)
-        norms += out.abs_().sum(dim=0)
-    paragrad, exgrad = (norms.view(2, -1).sum(dim=1) / head.weight.numel()).tolist()
+    weights = torch.stack([reading.entropies, torch.ones_like(reading.entropies)])
+    paragrad, exgrad = (weighted_norms(reading.a, states, weights, block=_WORDS) / head.weight.numel()).tolist()
     return paragrad, exgrad
 
 

@@ -4,8 +4,8 @@
 
 alone       every question once, one at a time: what each answer has to be, and the throughput without batches
 together    all clients ask for so many seconds, each the next question as soon as it has an answer
-unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of
-            as many as the server answers at a time; before and after the rest, since a machine's speed drifts by more than what is measured
+unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of as many as the server
+            answers at a time; before and after the rest, since a machine's speed drifts by more than what is measured
 
 Checked, and it exits with 1 where one does not hold: no status but 200; every answer is the one that it is alone; the
 record of every answer is in the log when its first byte is there.

@@ -1,11 +1,12 @@
 """A server under load, on the loopback: ``hallucination-guard serve`` in a process of its own, and many clients.
 
-    python benchmarks/load.py --clients 64 --seconds 60
+    python benchmarks/load.py --clients 64 --seconds 60 --repeats 3
 
 alone       every question once, one at a time: what each answer has to be, and the throughput without batches
 together    all clients ask for so many seconds, each the next question as soon as it has an answer
 unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of as many as the server
-            answers at a time; before and after the rest, since a machine's speed drifts by more than what is measured
+            answers at a time; before and after each time together, since a machine's speed drifts by more than what is
+            measured: of several repeats the median counts
 
 Checked, and it exits with 1 where one does not hold: no status but 200; every answer is the one that it is alone; the
 record of every answer is in the log when its first byte is there.
@@ -23,6 +24,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -194,28 +196,34 @@ def main() -> int:
     parser.add_argument("--running", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=1, help="how often: together, then unguarded")
     parser.add_argument("--ray", type=int, default=0, metavar="N", help="with N replicas")
     parser.add_argument("--port", type=int, default=8417)
     options = parser.parse_args()
     rows = files("hallucination_guard.data").joinpath("calibration_questions.jsonl").read_text().splitlines()
     prompts = [json.loads(row)["query"] for row in rows[: options.questions]]
-    before = unguarded(prompts, options)
+    plain = [unguarded(prompts, options)]
+    replies: list[Reply] = []
+    memory: list[float] = []
+    fast: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder), options)
         try:
             server.wait()
-            asyncio.run(alone(server, prompts[:2]))  # warm
+            asyncio.run(load(server, prompts, options.running, 2))  # warm: two batches
             began = time.perf_counter()
             singly = asyncio.run(alone(server, prompts))
             slow = len(prompts) / (time.perf_counter() - began)
-            began = time.perf_counter()
-            replies, memory = asyncio.run(load(server, prompts, options.clients, options.seconds))
-            fast = len(replies) / (time.perf_counter() - began)
+            for _ in range(options.repeats):
+                began = time.perf_counter()
+                seen, used = asyncio.run(load(server, prompts, options.clients, options.seconds))
+                fast.append(len(seen) / (time.perf_counter() - began))
+                replies, memory = [*replies, *seen], [*memory, *used]
+                plain.append(unguarded(prompts, options))
         finally:
             server.process.terminate()
             server.process.wait(60)
-    plain = 2 / (before + unguarded(prompts, options))
-    return told(options, singly, replies, memory, slow, fast, plain)
+    return told(options, singly, replies, memory, slow, fast, [2 / sum(pair) for pair in pairwise(plain)])
 
 
 def told(
@@ -224,8 +232,8 @@ def told(
     replies: list[Reply],
     memory: list[float],
     slow: float,
-    fast: float,
-    plain: float,
+    fast: list[float],
+    plain: list[float],
 ) -> int:
     """Print the figures; 1 where a check does not hold."""
     own = {each.prompt: each.text for each in singly}
@@ -238,9 +246,12 @@ def told(
     print(f"{options.clients} clients, {options.seconds:g} s, {options.tokens} tokens, {options.running} at a time:")
     print(f"{len(replies)} answers ({let} let through), {len(failed)} with another status than 200,")
     print(f"{len(other)} other than alone, {len(unrecorded)} whose record was not there with the first byte;")
-    print(f"{fast:.2f} answers a second, one at a time {slow:.2f}: {fast / slow:.2f} times the throughput;")
+    median = statistics.median(fast)
+    print(f"{median:.2f} answers a second, one at a time {slow:.2f}: {median / slow:.2f} times the throughput;")
+    shares = [without / own for own, without in zip(fast, plain, strict=True)]
     print(
-        f"unguarded batches of {options.running}: {plain:.2f} a second, guarded takes {plain / fast:.2f} times as long;"
+        f"unguarded batches of {options.running}: {statistics.median(plain):.2f} a second, guarded takes"
+        f" {statistics.median(shares):.2f} times as long ({min(shares):.2f} to {max(shares):.2f});"
     )
     print(f"p50 {took[len(took) // 2]:.2f} s, p95 {took[int(len(took) * 0.95)]:.2f} s; alone, scoring is {share:.1%};")
     tenth = max(1, len(memory) // 10)

@@ -71,7 +71,7 @@ class KeptLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is unty
         most: bytes in all.
     """
 
-    def __init__(self, dtype: torch.dtype, *, most: int = 256 * 2**20) -> None:
+    def __init__(self, dtype: torch.dtype, *, most: int) -> None:
         self._steps: list[Tensor] | None = [] if dtype == torch.float32 else None
         self._left = most
 

@@ -17,7 +17,7 @@ from hallucination_guard.model.calling import format_of, written_calls, written_
 from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end_of_answer
 from hallucination_guard.model.grammar import Constrained, grammar_for
 from hallucination_guard.model.inside import Inside
-from hallucination_guard.model.keeping import KeptTrace, Tap
+from hallucination_guard.model.keeping import KeptTrace, Tap, most_kept
 from hallucination_guard.model.products import Products
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
@@ -172,8 +172,9 @@ class Decoding:
         self._keep_from = min((self._place(each) for each in asked if each.anchor is not None), default=self._longest)
         if not inside.sliceable:
             self._keep_from = 0
-        self._tap, self._kept = Tap(self._keep_from), KeptLogits(inside.model.dtype)
-        self._products = Products(self._keep_from)
+        most = most_kept(len(asked))
+        self._tap, self._kept = Tap(self._keep_from), KeptLogits(inside.model.dtype, most=most)
+        self._products = Products(self._keep_from, most=most)
         # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
         self._cache = DynamicCache() if inside.sliceable else None
 

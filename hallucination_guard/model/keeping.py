@@ -10,7 +10,17 @@ from torch import Tensor
 
 from hallucination_guard.model.replay import Trace
 
-__all__ = ["KeptTrace", "Tap"]
+__all__ = ["KeptTrace", "Tap", "most_kept"]
+
+_ROWS, _OF_A_ROW = 8, 32 * 2**20
+
+
+def most_kept(rows: int) -> int:
+    """Bytes of products, and as many of logits, that are kept of a batch; of more, scoring computes them again.
+
+    One row may take what eight do together. Who draws more at a time has memory for more: 32 MiB a row.
+    """
+    return max(_ROWS, rows) * _OF_A_ROW
 
 
 class Tap:

@@ -462,9 +462,10 @@ class Streams:
             while seen != len(self._waiting) < _MOST:  # until nobody came for a while
                 seen = len(self._waiting)
                 self._lock.wait(_GATHER)
-            # A batch of as many rows as before takes little longer than one of the few who are there already.
+            # A batch of as many rows as before takes little longer than one of the few who are there already. Nor is a
+            # thread ended for a moment without any: torch would begin anew in the next one.
             until = self._idle + self._patience
-            while self._waiting and len(self._waiting) < self._before and not self._jobs:
+            while len(self._waiting) < self._before and not self._jobs and not self._stopped:
                 if not self._lock.wait(max(0.0, until - time.perf_counter())):
                     break
             if self._jobs:

@@ -19,7 +19,6 @@ from hallucination_guard.model.view import OwnForward, copy_of
 
 __all__ = ["Kept", "Place", "Products", "recalled"]
 
-_MOST = 256 * 2**20  # bytes of a batch; beyond, nothing is kept
 _LEAST = 64  # columns of a buffer
 
 
@@ -41,7 +40,7 @@ class Products:
         most: bytes that are kept at most: beyond, all is let go.
     """
 
-    def __init__(self, start: int, *, most: int = _MOST) -> None:
+    def __init__(self, start: int, *, most: int) -> None:
         self._start, self._most = start, most
         self._steps = self._columns = self._bytes = 0
         self._ears: dict[Place, _Ear] = {}

@@ -15,7 +15,7 @@ from hallucination_guard.model.anchor import NO_ANCHOR
 from hallucination_guard.model.calling import format_of, prose_of, written_calls, written_text
 from hallucination_guard.model.heard import Reading
 from hallucination_guard.model.inside import Inside
-from hallucination_guard.model.keeping import KeptTrace, Tap
+from hallucination_guard.model.keeping import KeptTrace, Tap, most_kept
 from hallucination_guard.model.literal import literal_ids
 from hallucination_guard.model.products import Products
 from hallucination_guard.model.replay import Trace
@@ -155,7 +155,7 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
     if prefixes is not None:
         seen = inside.seen
         cache, begun = prefixes.cache(ids, start, of=seen)
-    tap, kept = Tap(start - begun), Products(start - begun) if products else None
+    tap, kept = Tap(start - begun), Products(start - begun, most=most_kept(1)) if products else None
     view = inside.view_at(layers.start, tap, kept)
     with undisturbed(inside.model, grad=False):
         tokens = torch.tensor([list(ids)], device=inside.device)

@@ -35,11 +35,19 @@ def weighted_norms(a: Tensor, states: Tensor, weights: Tensor, *, block: int, le
     lower, upper = _bounds(a, states, weights)
     gap = (upper - lower).clamp_min_(0)
     open_ = (gap / lower.sum(dim=1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny)).amax(dim=0)
-    ascending, order = open_.sort()  # what is not a number comes last, and makes every sum none
-    told = int(((1 - _BETWEEN) * ascending.cumsum(0, dtype=torch.float64) <= least).sum())
-    between = lower.lerp_(upper, _BETWEEN).index_select(1, order[:told]).sum(dim=1, dtype=torch.float64)
+    told = _smallest(open_, least / (1 - _BETWEEN))
+    between = (lower.lerp_(upper, _BETWEEN) * told).sum(dim=1, dtype=torch.float64)
     # Many times faster than a[:, …] on a CPU.
-    return between + _multiplied(a.index_select(1, order[told:]), states, weights, block)
+    return between + _multiplied(a.index_select(1, (~told).nonzero()[:, 0]), states, weights, block)
+
+
+def _smallest(open_: Tensor, most: float) -> Tensor:
+    """Which words together stay below ``most``, the smallest ones first; none that is not a number."""
+    # A sort would take a fifth of the time of all this. Between two edges are words that differ by a twelfth at most.
+    edges = most * torch.logspace(-30, 0, 256, base=2, dtype=open_.dtype, device=open_.device)
+    at = torch.bucketize(open_, edges)
+    sums = torch.zeros(len(edges) + 1, dtype=torch.float64, device=open_.device).index_add_(0, at, open_.double())
+    return at < (sums[:-1].cumsum(0) <= most).sum()
 
 
 def _bounds(a: Tensor, states: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,7 @@ def test_beyond_the_bytes_nothing_is_kept() -> None:
 
 
 def test_what_is_given_out_stays_while_more_is_drawn() -> None:
-    layer, products = _Layer("once"), Products(0)
+    layer, products = _Layer("once"), Products(0, most=2**20)
     watched = products.watched(layer, 0)
     with torch.no_grad():
         first = torch.randn(1, 3, 4)

@@ -37,7 +37,7 @@ __all__ = ["LiveAnswer", "Streams"]
 
 _GATHER = 0.01  # seconds without a further request before a batch begins: a fifth of a token on a CPU
 _READY = 0.05  # seconds that a reader whose answer has ended may take before a batch begins without its successor
-_SHARE = 0.05  # of the time that a batch took: so long the next one waits for as many rows, but
+_SHARE = 0.05  # of the time that a batch took: so long the next one waits for those who come after its readers, but
 _FULL = 0.25  # seconds at most: a batch of long answers must not hold up the first word of one who comes alone
 _MOST = 32  # rows of a batch
 _Found = TypeVar("_Found")
@@ -242,7 +242,7 @@ class Streams:
         self._batch: _Batch | None = None
         self._drawn_by: threading.Thread | None = None
         self._computing = 0
-        self._before, self._patience, self._idle = 0, 0.0, 0.0  # rows of the last batch, how long to wait, since when
+        self._awaited, self._patience, self._idle = 0, 0.0, 0.0  # rows of the next batch, how long to wait, since when
         self._stopped = self._registered = False
         self._turn = threading.Lock()
 
@@ -417,7 +417,10 @@ class Streams:
                 batch.fail(None)
             if tokens is None or all(each.over for each in batch.rows):
                 self._batch, self._idle = None, time.perf_counter()
-                self._before, self._patience = len(batch.rows), min(_FULL, _SHARE * (self._idle - batch.began))
+                # Who is still there asks again, or another in his place; whoever came after one who has left is there.
+                still = sum(each in self._read for each in batch.rows)
+                self._awaited = min(_MOST, len(self._waiting) + still)
+                self._patience = min(_FULL, _SHARE * (self._idle - batch.began))
             self._lock.notify_all()
         return True
 
@@ -462,10 +465,10 @@ class Streams:
             while seen != len(self._waiting) < _MOST:  # until nobody came for a while
                 seen = len(self._waiting)
                 self._lock.wait(_GATHER)
-            # A batch of as many rows as before takes little longer than one of the few who are there already. Nor is a
-            # thread ended for a moment without any: torch would begin anew in the next one.
+            # A full batch takes little longer than one of the few who are there already. Nor is a thread ended for a
+            # moment without any: torch would begin anew in the next one.
             until = self._idle + self._patience
-            while len(self._waiting) < self._before and not self._jobs and not self._stopped:
+            while len(self._waiting) < self._awaited and not self._jobs and not self._stopped:
                 if not self._lock.wait(max(0.0, until - time.perf_counter())):
                     break
             if self._jobs:

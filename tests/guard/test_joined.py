@@ -184,6 +184,26 @@ async def test_a_batch_waits_a_little_for_as_many_rows_as_the_last(
     assert watched.rows == batches if batches else len(watched.rows) > 2
 
 
+async def test_who_came_too_late_for_one_batch_does_not_stay_apart_from_the_rest(
+    tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.Streams, "_spare", False)
+    monkeypatch.setattr(live, "_SHARE", 100.0)
+    monkeypatch.setattr(live, "_FULL", 2.0)
+    guard = Guard(tiny, policy=Accept(), generation=SETTINGS)
+    watched.pause = 0.05
+
+    async def client(at: int) -> None:
+        for turn in range(3):
+            await guard.acall(QUESTIONS[(at + turn) % len(QUESTIONS)])
+            await asyncio.sleep(0.2)
+
+    first = asyncio.create_task(client(0))
+    await asyncio.to_thread(watched.begun.wait, 10)
+    await asyncio.gather(first, *map(client, range(1, 4)))
+    assert watched.rows == [1, 4, 4, 3]
+
+
 async def test_one_who_comes_alone_does_not_wait_for_a_batch_of_long_ago(
     tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,12 +211,12 @@ async def test_one_who_comes_alone_does_not_wait_for_a_batch_of_long_ago(
     monkeypatch.setattr(live, "_SHARE", 100.0)
     guard = Guard(tiny, policy=Accept(), generation=SETTINGS)
     await asyncio.gather(*map(guard.acall, QUESTIONS))
-    assert tiny._streams._before > 1 and tiny._streams._patience == live._FULL < 0.5
+    assert tiny._streams._awaited > 1 and tiny._streams._patience == live._FULL < 0.5
     await asyncio.sleep(live._FULL)
     began = time.perf_counter()
     await asyncio.to_thread(next, iter(guard.stream("Alone?")), None)
     alone = time.perf_counter() - began
-    tiny._streams._before = 0
+    tiny._streams._awaited = 0
     began = time.perf_counter()
     await asyncio.to_thread(next, iter(guard.stream("Alone?")), None)
     assert alone < time.perf_counter() - began + live._FULL

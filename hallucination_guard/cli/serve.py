@@ -63,17 +63,11 @@ def serve(
 
 
 def _here(settings: Settings) -> int:
-    from concurrent.futures import ThreadPoolExecutor
-
     from hallucination_guard.replicas.opening import opened
     from hallucination_guard.server.settled import settled
 
     with ExitStack() as stack:
-        # In a thread that ends: torch's threads under the one that loads a model stay as long as that one does, and
-        # where they and those under the one that draws are more than the cores, OpenMP puts them to sleep after every
-        # operation (measured: drawing a batch of eight takes a fifth longer).
-        with ThreadPoolExecutor(1) as loading:
-            served = loading.submit(opened, settings, stack, load=load).result()
+        served = opened(settings, stack, load=load)
         guards = [each.guard for each in served.values()]
         with settled(guards, settings.limits.shutdown_seconds, say):  # before the logs are closed
             return _run(settings, served)

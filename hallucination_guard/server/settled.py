@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,11 @@ def settled(guards: Sequence[Guard], seconds: float, say: Callable[[str], None])
 
     def give_up(number: int, _: FrameType | None) -> None:
         if lost := under_way():
-            say(f"ended by a signal with {lost} under way, which may have no record")
+            line = f"ended by a signal with {lost} under way, which may have no record"
+            try:
+                say(line)
+            except RuntimeError:  # in the middle of another line: a buffer cannot be entered again
+                os.write(2, f"{line}\n".encode())
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 

@@ -13,7 +13,7 @@ import torch
 
 from hallucination_guard.audit import AuditLog, records
 from hallucination_guard.guard import Guard
-from hallucination_guard.model import WhiteBoxModel
+from hallucination_guard.model import WhiteBoxModel, generating
 from hallucination_guard.model.replay import replay
 from hallucination_guard.scoring import Cascade, HybridGrad, Likelihood, prompt_sensitivity, semgrad_by_span
 from hallucination_guard.scoring.gradients import at_anchor
@@ -123,9 +123,7 @@ def test_kept_without_the_logits_where_they_are_rounded() -> None:
 
 
 def test_kept_without_the_logits_where_they_are_too_many(white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hallucination_guard.model import decoding
-
-    monkeypatch.setitem(decoding.KeptLogits.__init__.__kwdefaults__, "most", 4 * 320 * 4)
+    monkeypatch.setattr(generating, "most_kept", lambda rows: 4 * 320 * 4)
     generation = draw(white)
     assert generation._trace._trace.logits is None
     score = HybridGrad()(white, generation)

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from hallucination_guard.audit import verify
+from hallucination_guard.server.settled import settled
 
 # ``serve`` as it is, over doubles; the scorer says that it began, and waits until it may go on.
 RUN = """
@@ -136,3 +138,22 @@ def test_a_further_signal_ends_it_and_says_what_has_no_record(tmp_path: Path, nu
         assert server.says("with 1 under way")
         assert server.process.wait(20) == -number
         assert server.records == []
+
+
+def test_a_signal_in_the_middle_of_a_line_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raised: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+
+    def say(line: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    guard = SimpleNamespace(under_way=1, settle=lambda seconds=None: True)
+    with settled([guard], 1, say):  # type: ignore[list-item]
+        heed = signal.getsignal(signal.SIGTERM)
+        assert callable(heed)
+        heed(signal.SIGTERM, None)
+        guard.under_way = 0
+    assert raised == [signal.SIGTERM]
+    assert "with 1 under way" in capfd.readouterr().err

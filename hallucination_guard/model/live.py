@@ -461,16 +461,16 @@ class Streams:
             self._lock.wait_for(lambda: self._jobs or all(each.ended is None for each in self._read), _READY)
             if self._jobs:
                 return None
-            seen = -1
-            while seen != len(self._waiting) < _MOST:  # until nobody came for a while
-                seen = len(self._waiting)
-                self._lock.wait(_GATHER)
             # A full batch takes little longer than one of the few who are there already. Nor is a thread ended for a
             # moment without any: torch would begin anew in the next one.
             until = self._idle + self._patience
             while len(self._waiting) < self._awaited and not self._jobs and not self._stopped:
                 if not self._lock.wait(max(0.0, until - time.perf_counter())):
                     break
+            seen = -1
+            while seen != len(self._waiting) < _MOST:  # until nobody came for a while
+                seen = len(self._waiting)
+                self._lock.wait(_GATHER)
             if self._jobs:
                 return None
             self._waiting = [each for each in self._waiting if not each.over]

@@ -2,8 +2,7 @@
 
 With x = Σ_t w_t a_tv h_t, a word's row of ∂ℓ/∂W, its ℓ1 norm is at most Σ_t w_t |a_tv| ‖h_t‖₁ (the triangle inequality)
 and at least |Σ_t w_t a_tv (y·h_t)| for every y of signs (‖x‖₁ = max y·x). With y = sign(h_s) of the tokens s that weigh
-most, the second comes close wherever one token, or several that are alike, have most of the word:
-in the long tail.
+most, the second comes close wherever one token, or several that are alike, have most of the word, as in the long tail.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 alone       every question once, one at a time: what each answer has to be, and the throughput without batches
 together    all clients ask for so many seconds, each the next question as soon as it has an answer
-unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of as many as the server
-            answers at a time; before and after each time together, since a machine's speed drifts by more than what is
-            measured: of several repeats the median counts
+unguarded   the same questions by ``generate`` of ``transformers`` alone, in static batches of as many as the server's;
+            before and after each time together, since a machine's speed drifts by more than what is measured: of
+            several repeats the median counts
 
 Checked, and it exits with 1 where one does not hold: no status but 200; every answer is the one that it is alone; the
 record of every answer is in the log when its first byte is there.
@@ -37,7 +37,7 @@ models:
     policy: abstain
     audit: audit.jsonl
     max_new_tokens: {tokens}
-limits: {{running: {running}, queue: 256, deadline_seconds: 600}}
+limits: {{batch: {batch}, running: {running}, queue: 256, deadline_seconds: 600}}
 """
 UNGUARDED = """
 import json, sys, time
@@ -87,7 +87,7 @@ class Server:
         self.url = f"http://127.0.0.1:{options.port}"
         self.chains = folder / "audit.chains" if options.ray else folder
         (folder / "serve.yaml").write_text(
-            CONFIG.format(port=options.port, tokens=options.tokens, running=options.running)
+            CONFIG.format(port=options.port, tokens=options.tokens, batch=options.batch, running=2 * options.batch)
         )
         self.process = subprocess.Popen(
             [
@@ -98,6 +98,7 @@ class Server:
             stderr=(folder / "stderr").open("w"),
         )
         self.stderr = folder / "stderr"
+        self._read: dict[Path, bytearray] = {}
 
     def wait(self, seconds: float = 120) -> None:
         """Until it is ready."""
@@ -110,9 +111,21 @@ class Server:
                 time.sleep(0.2)
         raise SystemExit(f"the server did not start: {self.stderr.read_text()[-2000:]}")
 
-    def logged(self) -> bytes:
-        """All that is recorded."""
-        return b"".join(each.read_bytes() for each in self.chains.glob("*.jsonl"))
+    def sizes(self) -> dict[Path, int]:
+        """How much is recorded, in bytes."""
+        return {chain: chain.stat().st_size for chain in self.chains.glob("*.jsonl")}
+
+    def recorded(self, record: str, by: dict[Path, int]) -> bool:
+        """Whether it was there when the log had these sizes. Read to the end only once: the server needs the time."""
+        for chain, size in by.items():
+            read = self._read.setdefault(chain, bytearray())
+            with chain.open("rb") as file:
+                file.seek(len(read))
+                read += file.read()
+            at = read.rfind(f'"{record}"'.encode())
+            if at >= 0 and read.find(b"\n", at) in range(size):
+                return True
+        return False
 
     @property
     def mebibytes(self) -> float:
@@ -126,7 +139,7 @@ async def ask(client: httpx.AsyncClient, server: Server, prompt: str) -> Reply:
     body = {"model": "demo", "messages": [{"role": "user", "content": prompt}]}
     began = time.perf_counter()
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        logged = server.logged()
+        sizes = server.sizes()
         content = await response.aread()
     seconds = time.perf_counter() - began
     if response.status_code != 200:
@@ -148,7 +161,7 @@ async def ask(client: httpx.AsyncClient, server: Server, prompt: str) -> Reply:
         record=verdict["record"],
         seconds=seconds,
         scoring=verdict["seconds"]["score"],
-        recorded=f'"{verdict["record"]}"'.encode() in logged,
+        recorded=server.recorded(verdict["record"], sizes),
     )
 
 
@@ -183,7 +196,7 @@ async def alone(server: Server, prompts: list[str]) -> list[Reply]:
 
 def unguarded(prompts: list[str], options: argparse.Namespace) -> float:
     """Seconds a question, by ``transformers`` alone."""
-    given = json.dumps([prompts, options.tokens, options.running])
+    given = json.dumps([prompts, options.tokens, options.batch])
     run = subprocess.run([sys.executable, "-c", UNGUARDED], input=given, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
@@ -193,7 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--running", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="answers at a time; twice as many are under way")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=1, help="how often: together, then unguarded")
@@ -210,7 +223,7 @@ def main() -> int:
         server = Server(Path(folder), options)
         try:
             server.wait()
-            asyncio.run(load(server, prompts, options.running, 2))  # warm: two batches
+            asyncio.run(load(server, prompts, options.batch, 2))  # warm: two batches
             began = time.perf_counter()
             singly = asyncio.run(alone(server, prompts))
             slow = len(prompts) / (time.perf_counter() - began)
@@ -243,14 +256,14 @@ def told(
     took = sorted(each.seconds for each in replies)
     share = statistics.median(each.scoring / each.seconds for each in singly)
     let = sum(each.text is not None for each in replies)
-    print(f"{options.clients} clients, {options.seconds:g} s, {options.tokens} tokens, {options.running} at a time:")
+    print(f"{options.clients} clients, {options.seconds:g} s, {options.tokens} tokens, batches of {options.batch}:")
     print(f"{len(replies)} answers ({let} let through), {len(failed)} with another status than 200,")
     print(f"{len(other)} other than alone, {len(unrecorded)} whose record was not there with the first byte;")
     median = statistics.median(fast)
     print(f"{median:.2f} answers a second, one at a time {slow:.2f}: {median / slow:.2f} times the throughput;")
     shares = [without / own for own, without in zip(fast, plain, strict=True)]
     print(
-        f"unguarded batches of {options.running}: {statistics.median(plain):.2f} a second, guarded takes"
+        f"unguarded batches of {options.batch}: {statistics.median(plain):.2f} a second, guarded takes"
         f" {statistics.median(shares):.2f} times as long ({min(shares):.2f} to {max(shares):.2f});"
     )
     print(f"p50 {took[len(took) // 2]:.2f} s, p95 {took[int(len(took) * 0.95)]:.2f} s; alone, scoring is {share:.1%};")

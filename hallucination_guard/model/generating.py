@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from hallucination_guard.model.decoding import Draw, KeptLogits, StopAtText, end
 from hallucination_guard.model.grammar import Constrained, grammar_for
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap, most_kept
-from hallucination_guard.model.products import Products
+from hallucination_guard.model.products import Products, RowOf
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import turn_of, undisturbed
@@ -279,7 +278,7 @@ class Decoding:
             states=tapped[begin:end],
             after=tapped[end : end + 1] if tapped.shape[0] > end else None,
             logits=None if asked.begin else self._kept.rows(row, len(answer)),
-            products=partial(self._products.of, row, begin, min(end + 1, tapped.shape[0])),
+            products=RowOf(self._products, row, begin, min(end + 1, tapped.shape[0])),
             origin="kept" if inside.sliceable else "whole",
         )
 

@@ -39,7 +39,6 @@ _GATHER = 0.01  # seconds without a further request before a batch begins: a fif
 _READY = 0.05  # seconds that a reader whose answer has ended may take before a batch begins without its successor
 _SHARE = 0.05  # of the time that a batch took: so long the next one waits for those who come after its readers, but
 _FULL = 0.25  # seconds at most: a batch of long answers must not hold up the first word of one who comes alone
-_MOST = 32  # rows of a batch
 _Found = TypeVar("_Found")
 _LOOK = 0.25  # seconds after which one who waits looks whether its own reader is gone
 
@@ -231,10 +230,11 @@ class Streams:
 
     Args:
         inside: the model.
+        most: rows of a batch.
     """
 
-    def __init__(self, inside: Inside) -> None:
-        self.inside = inside
+    def __init__(self, inside: Inside, *, most: int = 32) -> None:
+        self.inside, self._most = inside, most
         self._lock = threading.Condition()  # of all that follows
         self._waiting: list[LiveAnswer] = []
         self._read: set[LiveAnswer] = set()  # those whose readers are there
@@ -412,6 +412,7 @@ class Streams:
                 raise
             return True
         with self._lock:
+            waited = [each for each in batch.rows if each.waits]
             batch.look()
             if tokens is None:
                 batch.fail(None)
@@ -419,9 +420,10 @@ class Streams:
                 self._batch, self._idle = None, time.perf_counter()
                 # Who is still there asks again, or another in his place; whoever came after one who has left is there.
                 still = sum(each in self._read for each in batch.rows)
-                self._awaited = min(_MOST, len(self._waiting) + still)
+                self._awaited = min(self._most, len(self._waiting) + still)
                 self._patience = min(_FULL, _SHARE * (self._idle - batch.began))
-            self._lock.notify_all()
+            if not all(each.waits for each in waited):  # else every token would wake every reader for nothing
+                self._lock.notify_all()
         return True
 
     @property
@@ -468,7 +470,7 @@ class Streams:
                 if not self._lock.wait(max(0.0, until - time.perf_counter())):
                     break
             seen = -1
-            while seen != len(self._waiting) < _MOST:  # until nobody came for a while
+            while seen != len(self._waiting) < self._most:  # until nobody came for a while
                 seen = len(self._waiting)
                 self._lock.wait(_GATHER)
             if self._jobs:
@@ -479,7 +481,7 @@ class Streams:
                 self._lock.notify_all()
                 return None
             first = self._waiting[0]
-            rows = tuple(each for each in self._waiting if _alike(each, first))[:_MOST]
+            rows = tuple(each for each in self._waiting if _alike(each, first))[: self._most]
             self._waiting = [each for each in self._waiting if each not in rows]
             try:
                 run = Decoding(self.inside, [each.asked for each in rows], first.settings)

@@ -8,7 +8,8 @@ position, are kept; what is anything else (an expert that sees some tokens, a qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -17,9 +18,7 @@ from torch import Tensor, nn
 
 from hallucination_guard.model.view import OwnForward, copy_of
 
-__all__ = ["Kept", "Place", "Products", "recalled"]
-
-_LEAST = 64  # columns of a buffer
+__all__ = ["Kept", "Place", "Products", "RowOf", "recalled", "side_by_side"]
 
 
 class Place(NamedTuple):
@@ -67,8 +66,8 @@ class Products:
             for each in ears.values():
                 each.stop()
 
-    def of(self, row: int, begin: int, end: int) -> Kept:
-        """The products of one row at the kept positions ``begin`` … ``end``−1, as far as they are there (S × out).
+    def of(self, rows: Sequence[int], begin: int, end: int) -> Kept:
+        """The products of some rows at the kept positions ``begin`` … ``end``−1 (R × S × out), if they are there.
 
         Another thread may ask while the batch is decoded.
         """
@@ -76,8 +75,49 @@ class Products:
         for place, each in self._ears.items():
             columns = each.columns()
             if columns is not None and columns.shape[1] > begin:
-                found[place] = columns[row, begin:end]
+                part = columns[:, begin:end]
+                if len(rows) == 1:
+                    found[place] = part[rows[0]][None]
+                else:  # the whole batch, as it was drawn, needs no copy
+                    found[place] = part.contiguous() if [*rows] == [*range(len(part))] else part[rows]
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowOf:
+    """What is kept of one row of a batch; put together when it is asked for."""
+
+    products: Products
+    row: int
+    begin: int
+    end: int
+
+    def __call__(self) -> Kept:
+        """The products (S × out)."""
+        return {place: each[0] for place, each in self.products.of([self.row], self.begin, self.end).items()}
+
+
+def side_by_side(rows: Sequence[Callable[[], Kept]], lengths: Sequence[int]) -> Kept:
+    """The products that every row has (B × S × out, S the longest's); what is behind a shorter one's end is finite.
+
+    Args:
+        rows: give what is kept of each.
+        lengths: how many of its positions are wanted.
+    """
+    first, width = rows[0], max(lengths)
+    if isinstance(first, RowOf) and all(
+        isinstance(each, RowOf) and (each.products, each.begin) == (first.products, first.begin) for each in rows
+    ):
+        # Rows of one batch: behind a shorter one's end is what was drawn after it.
+        own = [each.row for each in rows if isinstance(each, RowOf)]
+        kept = first.products.of(own, first.begin, first.begin + width)
+        return {place: each for place, each in kept.items() if each.shape[1] == width}
+    several = [each() for each in rows]
+    return {
+        place: _padded([each[place][:length] for each, length in zip(several, lengths, strict=True)])
+        for place in several[0]
+        if all(place in each and len(each[place]) >= length for each, length in zip(several, lengths, strict=True))
+    }
 
 
 class _Ear(OwnForward):
@@ -126,7 +166,7 @@ class _Ear(OwnForward):
                 return None
             columns = self._seen + sum(each.shape[1] for each in new)
             if columns > self._held.shape[1]:
-                held = new[0].new_empty(self._batch, max(2 * self._seen, columns, _LEAST), new[0].shape[2])
+                held = new[0].new_empty(self._batch, max(2 * self._seen, columns), new[0].shape[2])
                 if self._seen:
                     held[:, : self._seen] = self._held[:, : self._seen]
                 self._held = held
@@ -137,16 +177,16 @@ class _Ear(OwnForward):
             return self._held[:, :columns]
 
 
-def recalled(layer: nn.Module, index: int, kept: Mapping[Place, Sequence[Tensor]]) -> nn.Module:
+def recalled(layer: nn.Module, index: int, kept: Kept) -> nn.Module:
     """``layer`` that takes the products at hand; a gradient goes back through it as through ``layer``.
 
     Args:
         layer: as it is.
         index: of the layer.
-        kept: products (S × out) of each example of the batch, in the order of the batch.
+        kept: products of the batch (B × S × out).
     """
     maps = {
-        name: _running(each, _Recalling(each, _padded(kept[place])))
+        name: _running(each, _Recalling(each, kept[place]))
         for name, each in _linear_maps(layer)
         if (place := Place(index, name)) in kept
     }
@@ -180,8 +220,10 @@ def _with(module: nn.Module, maps: Mapping[str, nn.Module], path: str = "") -> n
 def _padded(rows: Sequence[Tensor]) -> Tensor:
     if len(rows) == 1:
         return rows[0][None]
-    width = max(map(len, rows))
-    return torch.stack([nn.functional.pad(each, (0, 0, 0, width - len(each))) for each in rows])
+    padded = rows[0].new_zeros(len(rows), max(map(len, rows)), rows[0].shape[1])
+    for row, each in zip(padded, rows, strict=True):
+        row[: len(each)] = each
+    return padded
 
 
 def _running(linear: nn.Linear, forward: OwnForward) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from functools import partial
 from typing import Unpack, cast
 
 import torch
@@ -17,7 +16,7 @@ from hallucination_guard.model.heard import Reading
 from hallucination_guard.model.inside import Inside
 from hallucination_guard.model.keeping import KeptTrace, Tap, most_kept
 from hallucination_guard.model.literal import literal_ids
-from hallucination_guard.model.products import Products
+from hallucination_guard.model.products import Products, RowOf
 from hallucination_guard.model.replay import Trace
 from hallucination_guard.model.thinking import thinking_tokens
 from hallucination_guard.model.view import undisturbed
@@ -175,7 +174,7 @@ def trace_ids(inside: Inside, ids: Sequence[int], anchor: int, layers: range, *,
         prefix=tuple((each.keys[:, :, :start], each.values[:, :, :start]) for each in deep),
         states=tapped[:-1],
         after=tapped[-1:],
-        products=dict if kept is None else partial(kept.of, 0, 0, len(tapped)),
+        products=dict if kept is None else RowOf(kept, 0, 0, len(tapped)),
         origin="reread" if inside.sliceable else "whole",
     )
 

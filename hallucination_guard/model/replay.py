@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hallucination_guard.errors import ModelError
-from hallucination_guard.model.products import Kept, recalled
+from hallucination_guard.model.products import Kept, recalled, side_by_side
 from hallucination_guard.model.view import Layout, replaced_output, skipped, tapped
 from hallucination_guard.values import Prefix
 
@@ -120,12 +120,7 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *
     replace[layers.start - 1] = replaced_output(
         modules[layers.start - 1], lambda _: entering, returns_tuple=layout.returns_tuple
     )
-    kept = [trace.products() for trace in traces]
-    products = {
-        place: [each[place][:length] for each, length in zip(kept, lengths, strict=True)]
-        for place in kept[0]
-        if all(place in each and len(each[place]) >= length for each, length in zip(kept, lengths, strict=True))
-    }
+    products = side_by_side([trace.products for trace in traces], lengths)
     for index in range(layers.start, layout.depth):
         layer = recalled(modules[index], index, products)
         if index + 1 in layers:

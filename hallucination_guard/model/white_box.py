@@ -104,6 +104,23 @@ class WhiteBoxModel(Inside):
         other._prefixes = Prefixes(most)
         return other
 
+    def with_batches(self, most: int) -> Self:
+        """The same model, which decodes at most so many answers together that are asked for at the same time.
+
+        Who comes beyond waits for the next batch, which then begins without a pause. Nothing is loaded twice.
+
+        Args:
+            most: answers; 32 without this.
+
+        Raises:
+            ConfigurationError: if that is no positive whole number.
+        """
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ConfigurationError(f"a batch of {most!r} answers", hint="a positive whole number")
+        other = copy.copy(self)
+        other._streams = Streams(other, most=most)
+        return other
+
     # ------------------------------------------------------------------------------------------------ loading
 
     @classmethod

@@ -50,7 +50,7 @@ def opened(
             # Every thread that computes has threads of its own in torch, and more than there are cores slow down all:
             # this one and its threads are gone when the server begins to draw.
             with ThreadPoolExecutor(1) as loading:
-                models[choice] = loading.submit(load, choice).result()
+                models[choice] = loading.submit(load, choice).result().with_batches(settings.limits.batch)
         model = models[choice] if each.upstream is None else _reading(models[choice], each.upstream.prefix_mib)
         policy = load_policy(each.policy, confidence=each.confidence, max_risk=each.max_risk)
         guard = Guard(
@@ -61,6 +61,7 @@ def opened(
             audit=_log(each, logs, stack, chain),
             watch=None if each.watch is None else _watch(each, each.watch, policy, chain),
             generation=GenerationSettings(max_new_tokens=each.max_new_tokens, temperature=each.temperature),
+            batch_size=settings.limits.batch,
             max_calls=settings.limits.running + settings.limits.queue,
         )
         found[each.alias] = Served(alias=each, guard=guard)

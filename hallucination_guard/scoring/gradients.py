@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _TRIES, _LESS = 5, 4  # for float16: how often the backward is run again, each time with 1/2⁴ of the size
-_MOST = 128 * 2**20  # bytes of A that are held at a time
+_MOST = 32 * 2**20  # bytes of A that are held at a time
 
 
 Thinking: TypeAlias = Literal["left_out", "counted", "apart"]
@@ -197,11 +197,18 @@ def _together(
     answers = [settings.counted(generation) for generation in generations]
     found: list[Likelihoods] = []
     walks: dict[int, Walk] = {}
-    for rows in _in_memory(answers, head):
+    groups = list(_in_memory(answers, head))
+    # Written over by the next group: memory that is new costs more than what is computed in it.
+    most, longest = max(sum(len(answers[row]) for row in rows) for rows in groups), max(map(len, answers))
+    room, scratch = (head.weight.new_empty(each, len(head.weight), dtype=head.dtype) for each in (most, longest))
+    for rows in groups:
         states = [run.final[row, _predicting(traces[row], answers[row])].detach().to(head.dtype) for row in rows]
+        lengths = [len(own) for own in states]
         readings = [
-            read_head(head, own, answers[row], logits=_last(traces[row].logits, len(answers[row])))
-            for row, own in zip(rows, states, strict=True)
+            read_head(
+                head, own, answers[row], logits=_last(traces[row].logits, len(own)), room=(a, scratch[: len(own)])
+            )
+            for row, own, a in zip(rows, states, torch.split(room[: sum(lengths)], lengths), strict=True)
         ]
         found += [
             _likelihoods(

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _BLOCK = 2048  # words of the vocabulary at a time
-_WORDS = 1024  # the same for ∂ℓ/∂W, of which words × 2d floats are held
+_WORDS = 256  # the same for ∂ℓ/∂W, of which words × 2d floats are held
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +77,12 @@ def answer_states(model: WhiteBoxModel, view: nn.Module, generation: Generation)
 
 @torch.no_grad()
 def read_head(
-    head: Head, states: Tensor | None, answer: Sequence[int], *, logits: Sequence[Tensor] | None = None
+    head: Head,
+    states: Tensor | None,
+    answer: Sequence[int],
+    *,
+    logits: Sequence[Tensor] | None = None,
+    room: tuple[Tensor, Tensor] | None = None,
 ) -> Reading:
     """Likelihoods of an answer from its final states (T × d), and where the head's gradient begins.
 
@@ -86,18 +91,23 @@ def read_head(
         states: H, the final states that predict the answer; may be None where the logits are at hand.
         answer: ŷ, length T.
         logits: of these states, a row of V for each token, where they are at hand.
+        room: twice T × V in the head's dtype and where it is: A is written into the first, if it can be, and the second
+            is overwritten.
     """
+    into, scratch = room or (None, None)
     if logits is not None:
-        rows = torch.stack(list(logits)).to(head.dtype)
+        here = into is not None and into.device == logits[0].device
+        rows = torch.stack(list(logits), out=into if here else None).to(head.weight.device, head.dtype)
     else:
         assert states is not None
         rows = head.logits(states)
-    logp = torch.log_softmax(rows, dim=-1)
+    logp = torch.log_softmax(rows, dim=-1, out=scratch)
     targets = torch.tensor(answer, device=logp.device)[:, None]
     logprobs = logp.gather(1, targets)[:, 0]
-    p = logp.exp()
+    # A soft cap wants the logits once more; else p takes their place.
+    p = torch.exp(logp, out=rows if head.softcap is None else None)
     # p·log p is 0 where p is; a masked word (−∞) would make it NaN.
-    entropies = -torch.linalg.vecdot(p, logp.clamp_min_(torch.finfo(logp.dtype).min))
+    entropies = -logp.clamp_min_(torch.finfo(logp.dtype).min).mul_(p).sum(dim=-1)
     a = p.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=p.dtype))
     return Reading(entropies=entropies, logprobs=logprobs, a=head.pulled_back(a, rows))
 

@@ -113,7 +113,9 @@ class Limits(_Part):
         write_seconds: a client that reads nothing for so long is dropped; its request ends as if it had left.
         keep_alive_seconds: an idle connection is kept so long.
         connections: at most; beyond it the answer is 503.
-        running: requests of one alias that are answered at the same time.
+        running: requests of one alias that are answered at the same time; those that are not in the batch that is
+            decoded are ready for the next one.
+        batch: answers of one model that are decoded and scored together, at most.
         queue: requests of one alias that wait, at most; beyond it the answer is 429.
         deadline_seconds: for one request, waiting included; beyond it the answer is 503.
         shutdown_seconds: running requests have so long to end when the server is told to stop.
@@ -130,6 +132,7 @@ class Limits(_Part):
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
     connections: _Count = 512
     running: _Count = 16
+    batch: _Count = 8
     queue: Annotated[int, Field(ge=0, le=1_000_000)] = 64
     deadline_seconds: _Seconds = 120.0
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30

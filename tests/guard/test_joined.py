@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hallucination_guard import Guard, HybridGrad, WhiteBoxModel
-from hallucination_guard.errors import AuditError, BusyError
+from hallucination_guard.errors import AuditError, BusyError, ConfigurationError
 from hallucination_guard.model import live
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard.values import Generation, Score
@@ -97,6 +97,20 @@ async def test_no_more_are_scored_at_a_time_than_the_batch_size(tiny: WhiteBoxMo
     guard = Guard(tiny, policy=Accept(), generation=SETTINGS, batch_size=3)
     await asyncio.gather(*map(guard.acall, QUESTIONS * 2))
     assert 1 < max(scored) <= 3 and sum(scored) == 16
+
+
+async def test_no_more_are_decoded_at_a_time_than_a_batch_may_have(tiny: WhiteBoxModel, watched: Watched) -> None:
+    guard = Guard(tiny.with_batches(3), policy=Accept())
+    outcomes = await asyncio.gather(*(guard.acall(each, **SETTINGS) for each in QUESTIONS))
+    assert watched.rows == [3, 3, 2]
+    alone = Guard(tiny, policy=Accept())
+    assert [each.text for each in outcomes] == [alone(each, **SETTINGS).text for each in QUESTIONS]
+
+
+@pytest.mark.parametrize("most", [0, -1, True, 2.0, None])
+def test_a_batch_has_a_positive_whole_number_of_rows(tiny: WhiteBoxModel, most: Any) -> None:
+    with pytest.raises(ConfigurationError, match="a batch of"):
+        tiny.with_batches(most)
 
 
 @pytest.mark.parametrize("others", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,8 @@ def traces_of(white: WhiteBoxModel, **drawn: Any) -> list[Trace]:
 def gradients(white: WhiteBoxModel, traces: list[Trace]) -> tuple[Tensor, ...]:
     with undisturbed(white.model, grad=True):
         run = replay(white.model, white.layout, traces, white.deep_layers)
-        return torch.autograd.grad(run.final.square().sum(), run.states)
+        real = zip(run.final, traces, strict=True)  # what is behind an example's end is nobody's
+        return torch.autograd.grad(sum(own[: len(each.states)].square().sum() for own, each in real), run.states)
 
 
 def counted(white: WhiteBoxModel, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
@@ -104,19 +105,33 @@ def test_a_map_that_one_example_lacks_is_run_for_all() -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0], [1, 0, 2], [1]])
+@pytest.mark.parametrize("tokens", [(9, 9, 9), (9, 4, 7), (2, 3, 4)])
+def test_rows_of_one_batch_have_their_own_in_any_order_and_length(rows: list[int], tokens: Sequence[int]) -> None:
+    white = white_box()
+    generations = white.generate(QUESTIONS, max_new_tokens=9, temperature=1.0, seed=0)
+    lengths = [len(each.response_token_ids) for each in generations]
+    traces = [white.trace(each, white.deep_layers) for each in generations]
+    traces = [traces[at].until(min(tokens[at], lengths[at]), lengths[at]) for at in rows]
+    assert counted(white, pytest.MonkeyPatch(), lambda: gradients(white, traces)) == 0
+    bare = [replace(each, products=dict) for each in traces]
+    for one, other in zip(gradients(white, traces), gradients(white, bare), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_they_are_put_together_for_a_replay_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     white, asked, of = white_box(), [], Products.of
 
-    def counting(self: Products, row: int, begin: int, end: int) -> Any:
-        asked.append(row)
-        return of(self, row, begin, end)
+    def counting(self: Products, rows: Sequence[int], begin: int, end: int) -> Any:
+        asked.append(rows)
+        return of(self, rows, begin, end)
 
     monkeypatch.setattr(Products, "of", counting)
     generation = white.generate(QUESTIONS[1], max_new_tokens=9)
     Likelihood()(white, white.generate(QUESTIONS[1], max_new_tokens=9))
     assert asked == []
     HybridGrad()(white, generation)
-    assert asked == [0]
+    assert asked == [[0]]
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -168,10 +183,10 @@ def heard(how: str, *, most: int = 2**20, widths: tuple[int, ...] = (5, 1, 1, 1)
             products.step(states)
             watched(states)
         products.step(given[-1])  # what comes next sees what was missed last
-        kept = products.of(1, 0, sum(widths) - skip)
+        kept = products.of([1], 0, sum(widths) - skip)
         whole = torch.cat(given, dim=1)[1, skip:]
         for place, found in kept.items():
-            torch.testing.assert_close(found, getattr(layer, place.name)(whole))
+            torch.testing.assert_close(found[0], getattr(layer, place.name)(whole))
     assert {place.layer for place in kept} <= {3}
     return {place.name for place in kept}
 
@@ -206,15 +221,15 @@ def test_what_is_given_out_stays_while_more_is_drawn() -> None:
         first = torch.randn(1, 3, 4)
         products.step(first)
         watched(first)
-        early = products.of(0, 0, 3)[Place(0, "a")]
+        early = products.of([0], 0, 3)[Place(0, "a")][0]
         before = early.clone()
         for _ in range(200):  # several buffers
             more = torch.randn(1, 1, 4)
             products.step(more)
             watched(more)
-            products.of(0, 0, 3)
+            products.of([0], 0, 3)
     assert torch.equal(early, before)
-    assert len(products.of(0, 0, 203)[Place(0, "a")]) == 203
+    assert len(products.of([0], 0, 203)[Place(0, "a")][0]) == 203
 
 
 def test_hooks_and_forwards_of_the_callers_are_left_to_run() -> None:
@@ -233,7 +248,7 @@ def test_a_model_that_writes_into_a_product_that_was_none_is_refused() -> None:
     layer = _Layer("written into")
     product = torch.randn(3, 4)
     before = product.clone()
-    view = recalled(layer, 3, {Place(3, "b"): [product]})
+    view = recalled(layer, 3, {Place(3, "b"): product[None]})
     with pytest.raises(RuntimeError, match="modified inplace"):
         view(torch.randn(1, 3, 4, requires_grad=True))
     assert torch.equal(product, before)

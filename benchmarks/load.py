@@ -267,9 +267,9 @@ def told(
         f" {statistics.median(shares):.2f} times as long ({min(shares):.2f} to {max(shares):.2f});"
     )
     print(f"p50 {took[len(took) // 2]:.2f} s, p95 {took[int(len(took) * 0.95)]:.2f} s; alone, scoring is {share:.1%};")
-    tenth = max(1, len(memory) // 10)
-    start, end = statistics.median(memory[tenth : 2 * tenth + 1]), statistics.median(memory[-tenth:])
-    print(f"memory {start:.0f} MiB in the second tenth, {end:.0f} in the last, {max(memory):.0f} at the peak")
+    step = max(1, len(memory) // 6)  # the first part is of a server that warms up
+    parts = [f"{statistics.median(memory[at : at + step]):.0f}" for at in range(0, 6 * step, step)]
+    print(f"memory in each sixth of the time {', '.join(parts)} MiB, {max(memory):.0f} at the peak")
     return int(bool(failed or other or unrecorded))
 
 

@@ -176,6 +176,7 @@ class Decoding:
         self._products = Products(self._keep_from, most=most)
         # Without a config it keeps the whole prefix of sliding-window layers too; other kinds of layers need theirs.
         self._cache = DynamicCache() if inside.sliceable else None
+        self._has_read = False  # every layer, what comes before the first token that is drawn
 
     def _place(self, asked: Asked) -> int:
         """The column of t*."""
@@ -204,6 +205,7 @@ class Decoding:
                 logits_processor=drawn_by,
                 stopping_criteria=StoppingCriteriaList(ended_by),
             )
+        self._has_read = True
         drawn: list[list[int]] = out.sequences[:, self._longest :].tolist()
         return drawn
 
@@ -235,6 +237,7 @@ class Decoding:
                 read, past = torch.cat([read, given], dim=1), out.past_key_values
                 mask = torch.cat([mask, torch.ones_like(given)], dim=1)
                 positions = positions[:, -1:] + 1
+            self._has_read = True
             yield drawn.tolist()
 
     def _processors(self) -> LogitsProcessorList:
@@ -258,8 +261,8 @@ class Decoding:
         While the batch is decoded another thread may ask, for tokens that have been drawn.
         """
         asked, inside = self._asked[row], self._inside
-        if asked.anchor is None or not answer:
-            return None
+        if asked.anchor is None or not answer or not self._has_read:
+            return None  # an answer that begins with what was said already may be asked for before that was read
         prompt = len(asked.prompt.token_ids)
         at = prompt + asked.anchor.index
         start = at if inside.sliceable else 0

@@ -98,7 +98,7 @@ class RowOf:
 
 
 def side_by_side(rows: Sequence[Callable[[], Kept]], lengths: Sequence[int]) -> Kept:
-    """The products that every row has (B × S × out, S the longest's); what is behind a shorter one's end is finite.
+    """The products that every row has (B × S × out, S the longest's); behind a shorter one's end are zeros.
 
     Args:
         rows: give what is kept of each.
@@ -106,9 +106,10 @@ def side_by_side(rows: Sequence[Callable[[], Kept]], lengths: Sequence[int]) -> 
     """
     first, width = rows[0], max(lengths)
     if isinstance(first, RowOf) and all(
-        isinstance(each, RowOf) and (each.products, each.begin) == (first.products, first.begin) for each in rows
+        isinstance(each, RowOf) and (each.products, each.begin, length) == (first.products, first.begin, width)
+        for each, length in zip(rows, lengths, strict=True)
     ):
-        # Rows of one batch: behind a shorter one's end is what was drawn after it.
+        # Of one batch. Behind a shorter row's end would be what was drawn after it: who says that it is finite?
         own = [each.row for each in rows if isinstance(each, RowOf)]
         kept = first.products.of(own, first.begin, first.begin + width)
         return {place: each for place, each in kept.items() if each.shape[1] == width}

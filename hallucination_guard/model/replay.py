@@ -108,6 +108,8 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *
         layers: the l whose h_l can be derived by; h_l is the output of layer l−1 counted from 0.
         whole: also over the answer's last token, which is a row behind the others, where its state is known.
     """
+    for trace in traces:
+        _check_prefix(trace, layout.depth)
     entered = [trace.entering if whole else trace.states for trace in traces]
     lengths = [each.shape[0] for each in entered]
     starts = [trace.start for trace in traces]
@@ -156,6 +158,13 @@ def replay(model: Any, layout: Layout, traces: Sequence[Trace], layers: range, *
         )
     rows = torch.tensor([trace.row for trace in traces])
     return Replay(final=out.last_hidden_state, states=tuple(states), rows=rows)
+
+
+def _check_prefix(trace: Trace, depth: int) -> None:
+    """See that every layer that runs has all of the prefix: without it a layer would attend to less, in silence."""
+    held = [side.shape[-2] for pair in trace.prefix for side in pair]
+    if trace.start and held != 2 * (depth - trace.first) * [trace.start]:
+        raise ModelError("what was kept of the beginning is not whole", hint="read the answer again, then score it")
 
 
 def _right_padded(states: Tensor, width: int) -> Tensor:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hallucination_guard.errors import ModelError
 from hallucination_guard.model import WhiteBoxModel
-from hallucination_guard.model.products import Place, Products, recalled
+from hallucination_guard.model.products import Place, Products, RowOf, recalled
 from hallucination_guard.model.replay import Trace, replay
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.scoring import HybridGrad, Likelihood
@@ -117,6 +118,29 @@ def test_rows_of_one_batch_have_their_own_in_any_order_and_length(rows: list[int
     bare = [replace(each, products=dict) for each in traces]
     for one, other in zip(gradients(white, traces), gradients(white, bare), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_row_drew_after_its_end_is_not_looked_at() -> None:
+    white = white_box()
+    traces = traces_of(white)
+    short = replace(traces[0], states=traces[0].states[:4], ids=traces[0].ids[: traces[0].start + 4], after=None)
+    clean = gradients(white, [short, traces[1]])
+    assert isinstance(short.products, RowOf)
+    for ear in short.products.products._ears.values():
+        columns = ear.columns()
+        assert columns is not None
+        columns[short.products.row, short.products.begin + 4 :] = torch.nan
+    for one, other in zip(gradients(white, [short, traces[1]]), clean, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_prefix_that_is_not_whole_is_refused() -> None:
+    white = white_box()
+    [trace, *_] = traces_of(white)
+    keys, values = trace.prefix[-1]
+    for prefix in (trace.prefix[:-1], (*trace.prefix[:-1], (keys[:, :, 1:], values)), ()):
+        with pytest.raises(ModelError, match="not whole"):
+            gradients(white, [replace(trace, prefix=prefix)])
 
 
 def test_they_are_put_together_for_a_replay_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

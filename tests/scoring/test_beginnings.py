@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from hallucination_guard import Generation, WhiteBoxModel
 from hallucination_guard.errors import ScoringError
+from hallucination_guard.model.live import Streams
 from hallucination_guard.scoring import Cascade, HybridGrad, Isotropic, Likelihood, SemGrad
 from hallucination_guard.scoring.head_walk import read_head
 from hallucination_guard.testing import tiny_model, tiny_tokenizer
@@ -108,6 +110,34 @@ def test_beyond_the_memory_for_it_the_head_is_read_again(
     drawn, score = live(white), HybridGrad().beginnings(white)
     for stop in STOPS:
         assert dict(score(drawn.beginning(stop)).scores) == pytest.approx(expected(white, drawn.beginning(stop)))
+
+
+@pytest.mark.parametrize("begin", ["a", "abc"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "phi3"])
+def test_what_was_said_already_is_scored_right_while_it_is_still_read(
+    family: str, begin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Streams, "_spare", True)  # a thread draws while this one scores
+    white = WhiteBoxModel(tiny_model(family, dtype=torch.float64), tiny_tokenizer(chat_template=None))
+    question, reached, go_on = "What is the capital of France, and of Spain?", threading.Event(), threading.Event()
+
+    def held(*_: object) -> None:
+        if threading.current_thread().name == "hallucination-guard-stream":
+            reached.set()
+            assert go_on.wait(20)
+
+    white.layout.list_of(white.model)[-1].register_forward_pre_hook(held)
+    try:
+        drawn = white.stream(question, question=question, begin=white.tokenizer.encode(begin), max_new_tokens=5)
+        assert reached.wait(20)
+        while_read = drawn.beginning()
+    finally:
+        go_on.set()
+    drawn.wait(lambda: False)
+    scored = HybridGrad()(white, while_read).scores["semgrad"]
+    read = white.read(question, while_read.response_token_ids, question=question)
+    assert scored == pytest.approx(HybridGrad()(white, read).scores["semgrad"], rel=1e-9)
+    drawn.leave()
 
 
 class TestCascade:

@@ -99,7 +99,10 @@ async def test_no_more_are_scored_at_a_time_than_the_batch_size(tiny: WhiteBoxMo
     assert 1 < max(scored) <= 3 and sum(scored) == 16
 
 
-async def test_no_more_are_decoded_at_a_time_than_a_batch_may_have(tiny: WhiteBoxModel, watched: Watched) -> None:
+async def test_no_more_are_decoded_at_a_time_than_a_batch_may_have(
+    tiny: WhiteBoxModel, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_GATHER", 0.3)  # a slow machine must not begin before all have come
     guard = Guard(tiny.with_batches(3), policy=Accept())
     outcomes = await asyncio.gather(*(guard.acall(each, **SETTINGS) for each in QUESTIONS))
     assert watched.rows == [3, 3, 2]

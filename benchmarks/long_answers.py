@@ -6,8 +6,8 @@
 The questions (``long_answers.yaml``) ask for several facts that rules can check, a sentence each; the models answer in
 their own words after three examples of other facts. ``draw`` goes on where it was stopped. ``report`` judges every
 sentence by rule and prints the AUROC of "wrong" of each score, with 95 % intervals from 2,000 bootstrap draws of
-responses, and what thresholds certified on half of the responses keep of the other half. ``--rows`` writes what
-``calibrate --for sentences`` reads.
+responses, that of learned scores out of fold beside what the text alone tells, and what thresholds certified on half of
+the responses keep of the other half. ``--rows`` writes what ``calibrate --for sentences`` reads.
 """
 
 from __future__ import annotations
@@ -18,26 +18,35 @@ import math
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import yaml
 from scipy.stats import rankdata
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from hallucination_guard import Generation, WhiteBoxModel
-from hallucination_guard.calibration import LabelledResponse, LabelledSentence, write_responses
-from hallucination_guard.calibration.backoff import average_rank, certified_rank, threshold_at
+from hallucination_guard.calibration import LabelledResponse, LabelledSentence, calibrate_sentences, write_responses
+from hallucination_guard.calibration.backoff import Scored, limits, retention
+from hallucination_guard.calibration.folds import fold_of
+from hallucination_guard.calibration.fusion import cross_fitted
+from hallucination_guard.calibration.probe import fit_probe
+from hallucination_guard.calibration.responses import CheckedSentence
+from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.evaluation.store import Store
 from hallucination_guard.scoring import score_sentences
 from hallucination_guard.scoring.sentences import sentence_scorer
-from hallucination_guard.values import Conditions, ModelIdentity
+from hallucination_guard.values import Conditions, ModelIdentity, States
 
 CATALOGUE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 EACH, ITEMS, LENGTH, BATCH = 11, 5, 80, 24  # questions a relation, items a question, tokens an answer, answers a batch
+ALPHAS, ALLOWED = (0.1, 0.2, 0.3, 0.5), (0, 1, 2)
 GRADIENTS = 48  # so many answers, the first ones in the mixed order, get SemGrad of their sentences
 
 Judged: TypeAlias = Literal["right", "wrong", "unchecked"]
@@ -152,14 +161,17 @@ def prompt_of(model: WhiteBoxModel, question: Question) -> tuple[Any, str | None
 def row_of(model: WhiteBoxModel, question: Question, generation: Generation, *, gradient: bool) -> dict[str, Any]:
     """What is kept of an answer."""
     some = any(map(str.isalnum, generation.content))
-    sentences = score_sentences(model, generation, gradient=gradient) if some else ()
+    sentences = score_sentences(model, generation, gradient=gradient, states=True) if some else ()
     generation.release()
     return {
         "id": question.id,
         "answer": generation.content,
         "ending": generation.finish_reason,
         "conditions": Conditions.of(generation).to_json_dict(),
-        "sentences": [{"text": each.text, **each.to_json_dict()} for each in sentences],
+        "sentences": [
+            {"text": each.text, **each.to_json_dict(), "states": each.states and each.states.to_json_dict()}
+            for each in sentences
+        ],
     }
 
 
@@ -201,11 +213,12 @@ def draw(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Table:
-    """The judged sentences of a run: of each its response, label and scores."""
+    """The sentences of a run that could be judged: of each its response, relation, label, text and scores."""
 
     response: np.ndarray
+    kind: np.ndarray
     wrong: np.ndarray
-    checked: np.ndarray
+    texts: Sequence[str]
     scores: Mapping[str, np.ndarray]
 
 
@@ -220,25 +233,63 @@ def rows_of_run(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """All sentences; beside the scores three that know nothing of the model: number, length, chance."""
+    """Beside the scores three that know nothing of the model: number, length, chance."""
     every = [(at, number, each) for at, row in enumerate(rows) for number, each in enumerate(row["sentences"])]
+    every = [each for each in every if each[2]["judged"] != "unchecked"]
     names = [name for name in every[0][2]["scores"] if name != "min_token_logprob"]
     scores = {name: np.array([each["scores"].get(name, math.nan) for *_, each in every]) for name in names}
     scores["highest token NLL"] = -np.array([each["scores"]["min_token_logprob"] for *_, each in every])
     scores["number of the sentence"] = np.array([float(number) for _, number, _ in every])
     scores["tokens"] = np.array([float(each["stop"] - each["start"]) for *_, each in every])
     scores["chance"] = np.random.default_rng(0).random(len(every))
+    asked = {each.id: each for each in questions()}
+    kinds = [asked[rows[at]["id"]] for at, *_ in every]
     return Table(
         response=np.array([at for at, *_ in every]),
+        kind=np.array([each.relation or f"set {each.set}" for each in kinds]),
         wrong=np.array([each["judged"] == "wrong" for *_, each in every]),
-        checked=np.array([each["judged"] != "unchecked" for *_, each in every]),
+        texts=[each["text"] for *_, each in every],
         scores=scores,
     )
 
 
+def learned(table: Table, checked: Sequence[CheckedSentence]) -> dict[str, np.ndarray]:
+    """What is learned from labels, of each sentence by what was learned from others.
+
+    Others are those of other questions; or of other relations, kinds of fact that nothing learned from has. Beside the
+    fused score and its probe stands what the text alone shows: a relation is easy or hard as a whole, and its name
+    tells which.
+    """
+    found = {}
+    ids = [each.id for each in checked]
+    for named, groups in (("", ids), (", relations never labelled", table.kind.tolist())):
+        if len(set(groups)) < 5:
+            continue  # fewer than folds
+        own = [replace(each, id=group) for each, group in zip(checked, groups, strict=True)]
+        found[f"fused{named}"] = np.array(cross_fitted(own, fit=fit_fused))
+        states = [each.states for each in own if each.states is not None]
+        found[f"probe{named}"] = fit_probe(states, table.wrong.tolist(), groups)[1]
+        found[f"text alone{named}"] = by_text(table, groups)
+    return found
+
+
+def by_text(table: Table, groups: Sequence[str]) -> np.ndarray:
+    """Logits out of fold of the sentence's letters and length."""
+    parts, found = fold_of(groups, 5), np.zeros(len(groups))
+    length = np.log(table.scores["tokens"])[:, None]
+    for part in range(5):
+        inside, rest = parts == part, parts != part
+        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=2)
+        letters.fit([text for text, take in zip(table.texts, rest, strict=True) if take])
+        x = np.column_stack([letters.transform(table.texts).toarray(), length])
+        fitted = LogisticRegression(C=1.0, max_iter=2000).fit(x[rest], table.wrong[rest])
+        found[inside] = fitted.decision_function(x[inside])
+    return found
+
+
 def aurocs(table: Table, draws: int = 2000) -> dict[str, tuple[float, float, float]]:
     """AUROC of "wrong" among the checked sentences that have the score, and 95 % intervals by drawing responses."""
-    groups = [np.flatnonzero((table.response == at) & table.checked) for at in range(table.response.max() + 1)]
+    groups = [np.flatnonzero(table.response == at) for at in range(table.response.max() + 1)]
     rng = np.random.default_rng(0)
     drawn = [
         np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))]) for _ in range(draws)
@@ -247,8 +298,16 @@ def aurocs(table: Table, draws: int = 2000) -> dict[str, tuple[float, float, flo
     for name, score in table.scores.items():
         samples = [_auroc(table.wrong[at], score[at]) for at in drawn]
         low, high = np.nanquantile(samples, (0.025, 0.975))
-        found[name] = (_auroc(table.wrong[table.checked], score[table.checked]), float(low), float(high))
+        found[name] = (_auroc(table.wrong, score), float(low), float(high))
     return found
+
+
+def within(table: Table, score: np.ndarray) -> float:
+    """AUROC among sentences of the same relation: over all pairs of a wrong and a right one of one relation."""
+    same = table.kind[table.wrong][:, None] == table.kind[~table.wrong]
+    wrong, right = score[table.wrong][:, None], score[~table.wrong]
+    same &= ~np.isnan(wrong) & ~np.isnan(right)
+    return float(((wrong > right) + 0.5 * (wrong == right))[same].mean()) if same.any() else math.nan
 
 
 def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
@@ -280,73 +339,80 @@ class Left:
 
 
 def backed_off(
-    table: Table, name: str, *, alpha: float, k: int, guarantee: str, delta: float = 0.1, halvings: int = 200
-) -> Left | None:
-    """Fit on one half of the responses, apply to the other; None where infeasible."""
-    score, every = table.scores[name], int(table.response.max()) + 1
-    own = [np.sort(score[(table.response == at) & table.wrong]) for at in range(every)]
-    limit = np.array([each[k] if len(each) > k else math.inf for each in own])
-    half = every // 2
-    rank = (
-        certified_rank(half, alpha=alpha, delta=delta) if guarantee == "certified" else average_rank(half, alpha=alpha)
-    )
-    if not rank:
-        return None
-    rng, found = np.random.default_rng(1), []
+    responses: Sequence[LabelledResponse],
+    name: str,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    allowed: Sequence[int] = ALLOWED,
+    halvings: int = 100,
+) -> dict[tuple[str, int, float], Left]:
+    """Calibrate on one half of the responses, apply to the other; by guarantee, k and α, without what is infeasible."""
+    rng, found = np.random.default_rng(1), defaultdict(list)
     for _ in range(halvings):
-        order = rng.permutation(every)
-        threshold = threshold_at(limit[order[:half]].tolist(), rank)
-        others = order[half:]
-        inside = np.isin(table.response, others)
-        kept = inside & (score <= threshold)
-        right = inside & table.checked & ~table.wrong
-        sure = kept & table.checked
-        found.append(
-            (
-                kept.sum() / inside.sum(),
-                (kept & right).sum() / max(1, right.sum()),
-                (sure & table.wrong).sum() / sure.sum() if sure.any() else math.nan,
-                1 - len(set(table.response[kept])) / len(others),
-                (limit[others] <= threshold).mean(),
-            )
-        )
-    sentences, right, wrong, empty, failing = np.nanmean(np.array(found), axis=0).tolist()
-    return Left(sentences=sentences, right=right, wrong=wrong, empty=empty, failing=failing)
+        order = rng.permutation(len(responses)).tolist()
+        half = len(order) // 2
+        fitted = calibrate_sentences([responses[at] for at in order[:half]], score=name, alphas=alphas, at_most=allowed)
+        others = [
+            [(fitted.value(own.scores, own.states), own.correct) for own in responses[at].sentences]
+            for at in order[half:]
+        ]
+        for each in fitted.thresholds:
+            found[each.guarantee, each.at_most, each.alpha].append(_left(others, each.threshold, each.at_most))
+    means = {key: np.nanmean(np.array(rows), axis=0).tolist() for key, rows in found.items()}
+    names = ("sentences", "right", "wrong", "empty", "failing")
+    return {key: Left(**dict(zip(names, row, strict=True))) for key, row in means.items()}
+
+
+def _left(others: Sequence[Scored], threshold: float, k: int) -> tuple[float, float, float, float, float]:
+    kept = retention(others, threshold)
+    sure = [correct for each in others for score, correct in each if score <= threshold and correct is not None]
+    failing = np.mean([limit <= threshold for limit in limits(others, at_most=k)])
+    return kept.sentences, kept.right, sure.count(False) / len(sure) if sure else math.nan, kept.empty, float(failing)
 
 
 def report(options: argparse.Namespace) -> int:
     """Print it as Markdown; write the rows, and some judged sentences to be looked at."""
     header, rows = rows_of_run(options.run)
+    responses = [labelled(header, row) for row in rows]
     if options.rows is not None:
-        write_responses(options.rows, [labelled(header, row) for row in rows])
+        write_responses(options.rows, responses)
     table = table_of(rows)
+    table = replace(
+        table, scores={**table.scores, **learned(table, [own for each in responses for own in each.checked])}
+    )
     judged = Counter(each["judged"] for row in rows for each in row["sentences"])
     sentences = judged.total()
     failing = [int((table.wrong & (table.response == at)).sum()) for at in range(len(rows))]
     print(f"{header['model']['name']}: {len(rows)} responses, {sentences} sentences: {dict(judged)}; of the checked")
     print(
-        f"{table.wrong.sum() / table.checked.sum():.1%} wrong; responses with more than 0, 1, 2 wrong: "
+        f"{table.wrong.mean():.1%} wrong; responses with more than 0, 1, 2 wrong: "
         + ", ".join(f"{np.mean([each > k for each in failing]):.0%}" for k in (0, 1, 2))
     )
-    print("\n| score | AUROC of wrong (95 %) |\n|---|---|")
+    print("\n| score | AUROC of wrong (95 %) | within a relation |\n|---|---|---|")
     for name, (value, low, high) in sorted(aurocs(table).items(), key=lambda each: -each[1][0]):
-        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) |")
+        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) | {within(table, table.scores[name]):.3f} |")
+    chance = np.random.default_rng(0)
+    with_chance = [
+        replace(
+            each,
+            sentences=tuple(replace(own, scores={**own.scores, "chance": chance.random()}) for own in each.sentences),
+        )
+        for each in responses
+    ]
+    left = {name: backed_off(with_chance, name, halvings=options.halvings) for name in options.scores}
     for guarantee in ("certified", "average"):
-        print(f"\n{guarantee}; fitted on {len(rows) // 2} responses, kept of the others (mean of 200 halvings)")
+        print(f"\n{guarantee}; fitted on {len(rows) // 2} responses, kept of the others ({options.halvings} halvings)")
         print(
             "| score | k | α | sentences kept | right kept | wrong among kept | empty | failing |\n" + "|---" * 8 + "|"
         )
-        for name in options.scores:
-            for k in (0, 1, 2):
-                for alpha in (0.1, 0.2, 0.3, 0.5):
-                    left = backed_off(table, name, alpha=alpha, k=k, guarantee=guarantee)
-                    cells = (
-                        "INFEASIBLE | | | |"
-                        if left is None
-                        else f"{left.sentences:.3f} | {left.right:.3f} | {left.wrong:.3f} | {left.empty:.3f} | "
-                        f"{left.failing:.3f}"
-                    )
-                    print(f"| {name} | {k} | {alpha:g} | {cells} |")
+        for name, k, alpha in product(options.scores, ALLOWED, ALPHAS):
+            row = left[name].get((guarantee, k, alpha))
+            cells = (
+                "INFEASIBLE | | | |"
+                if row is None
+                else f"{row.sentences:.3f} | {row.right:.3f} | {row.wrong:.3f} | {row.empty:.3f} | {row.failing:.3f}"
+            )
+            print(f"| {name} | {k} | {alpha:g} | {cells} |")
     every = [(row["id"], each["judged"], each["text"]) for row in rows for each in row["sentences"]]
     for at in np.random.default_rng(options.seed).permutation(len(every))[: options.judged]:
         print(f"{every[at][1]:<10}{every[at][0]:<14}{every[at][2].strip()!r}")
@@ -363,11 +429,12 @@ def labelled(header: Mapping[str, Any], row: Mapping[str, Any]) -> LabelledRespo
             LabelledSentence(
                 scores={name: value for name, value in each["scores"].items() if not name.startswith("semgrad")},
                 correct=correct[each["judged"]],
+                states=States.from_json_dict(each["states"]),
             )
             for each in row["sentences"]
         ),
         model=ModelIdentity(**header["model"]),
-        scorer=sentence_scorer(gradient=False),
+        scorer=sentence_scorer(gradient=False, states=True),
         conditions=Conditions.from_json_dict(row["conditions"]),
     )
 
@@ -382,7 +449,8 @@ def main() -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--gradients", type=int, default=GRADIENTS, help="answers that get SemGrad of their sentences")
     parser.add_argument("--rows", type=Path)
-    parser.add_argument("--scores", nargs="+", default=["mean_nll", "sequence_nll", "max_token_entropy", "chance"])
+    parser.add_argument("--scores", nargs="+", default=["fused", "sequence_nll", "mean_nll", "chance"])
+    parser.add_argument("--halvings", type=int, default=100)
     parser.add_argument("--judged", type=int, default=0, help="so many judged sentences are printed")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these")
     options = parser.parse_args()

@@ -59,6 +59,7 @@ SCORERS = {
     "likelihood": Likelihood(),
     "by sentence": BySentence(HybridGrad()),
     "by sentence, gradient": BySentence(Likelihood(), gradient=True),
+    "by sentence, states": BySentence(HybridGrad(), states=True),
     "cascade-never": Cascade(band=(0.1, 0.1)),
     "cascade-always": Cascade(band=(0.0, float("inf"))),
     "cascade": Cascade(cheap="sequence_nll", band=(20.0, 35.0)),  # of the answers in the contract: some in, some out

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from hallucination_guard.calibration.advice import Advice, Needed, advise
 from hallucination_guard.calibration.anytime import Bets, RiskTest
-from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
+from hallucination_guard.calibration.calibration import Calibration, Gate
 from hallucination_guard.calibration.certificate import Certificate, Infeasible
 from hallucination_guard.calibration.drift import DriftMonitor
 from hallucination_guard.calibration.fit import calibrate, fit_calibration
-from hallucination_guard.calibration.fusion import Fusion, fit_fusion
+from hallucination_guard.calibration.fusion import FUSED, Fusion, fit_fusion
 from hallucination_guard.calibration.labelled import Beginning, Labelled, read_labelled, write_labelled
 from hallucination_guard.calibration.on_average import OnAverage
 from hallucination_guard.calibration.report import Bin, FitReport

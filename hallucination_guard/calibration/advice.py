@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hallucination_guard.calibration.calibration import FUSED, Gate
+from hallucination_guard.calibration.calibration import Gate
 from hallucination_guard.calibration.fit import sampled
 from hallucination_guard.calibration.forecast import NO_CERTIFICATE, Advice, Likely, advice_of
+from hallucination_guard.calibration.fusion import FUSED
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.needed import Needed
 from hallucination_guard.errors import ConfigurationError, MissingExtra

@@ -26,7 +26,7 @@ from pydantic import (
 
 from hallucination_guard.calibration.bound import loaded, refuse_others
 from hallucination_guard.calibration.certificate import Certificate, Infeasible, drafts_hash, policy_hash
-from hallucination_guard.calibration.fusion import Fusion
+from hallucination_guard.calibration.fusion import FUSED, Fusion
 from hallucination_guard.calibration.maps import Kind, Table, isotonic, platt
 from hallucination_guard.calibration.novelty import Novelty
 from hallucination_guard.calibration.on_average import OnAverage
@@ -41,10 +41,7 @@ from hallucination_guard.values import (
     Verdict,
 )
 
-__all__ = ["FUSED", "Calibration", "Gate"]
-
-FUSED = "fused"
-"""The name of the score that a :class:`~hallucination_guard.calibration.fusion.Fusion` makes."""
+__all__ = ["Calibration", "Gate"]
 
 _COVERED = {
     *("score", "fusion", "novelty", "fingerprint", "structure", "dtype", "template"),

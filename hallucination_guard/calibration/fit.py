@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from hallucination_guard.calibration.calibration import FUSED, Calibration, Gate
+from hallucination_guard.calibration.calibration import Calibration, Gate
 from hallucination_guard.calibration.certificate import (
     Certificate,
     Drafts,
@@ -21,7 +21,7 @@ from hallucination_guard.calibration.certificate import (
 )
 from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.forecast import with_needed
-from hallucination_guard.calibration.fusion import Fusion, cross_fitted, fit_fusion
+from hallucination_guard.calibration.fusion import FUSED, Fusion, cross_fitted, fit_fusion
 from hallucination_guard.calibration.gate import refuse_whole_only, value_of, watched_value, written
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.maps import Kind, fit_map

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hallucination_guard.calibration.folds import fold_of
-from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.probe import Probe
 from hallucination_guard.errors import CalibrationError, MissingExtra
 from hallucination_guard.values import States
@@ -29,9 +28,11 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 __all__ = [
+    "FUSED",
     "PROBE",
     "SIGNALS",
     "Fusion",
+    "Told",
     "cross_fitted",
     "fit_fusion",
     "fitted",
@@ -55,6 +56,9 @@ SIGNALS = (
 )
 """What a pass gives; ``min_token_logprob`` enters as its negative."""
 
+FUSED = "fused"
+"""The name of the score that a :class:`Fusion` makes."""
+
 PROBE = "probe"
 """The signal that a :class:`~hallucination_guard.calibration.probe.Probe` gives."""
 
@@ -66,6 +70,33 @@ _TINY = 1e-12
 _FAR = 50.0  # |b + w·x|: beyond it odds would not fit a float's usual range, and no answer is that certain
 _EDGE = 0.01  # of the answers at either end do not stretch a signal's range
 _LEAST = 20
+
+
+class Told(Protocol):
+    """What is fitted on: an answer, or a sentence of one, and whether it is right."""
+
+    @property
+    def id(self) -> str:
+        """Of the question."""
+
+    @property
+    def status(self) -> Literal["scored", "unscorable"]:
+        """Whether there are scores."""
+
+    @property
+    def correct(self) -> bool:
+        """The label."""
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """By name."""
+
+    @property
+    def states(self) -> States | None:
+        """What a probe learns from."""
+
+
+_Told = TypeVar("_Told", bound=Told)
 
 
 class Fusion(BaseModel):
@@ -136,7 +167,7 @@ class Fusion(BaseModel):
         return math.exp(min(max(z, -_FAR), _FAR))
 
 
-def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
+def fit_fusion(answers: Sequence[Told]) -> Fusion:
     """Fit weights on labelled answers; those that could not be scored are left out.
 
     Raises:
@@ -155,12 +186,12 @@ def fit_fusion(answers: Sequence[Labelled]) -> Fusion:
 
 
 def cross_fitted(
-    answers: Sequence[Labelled],
+    answers: Sequence[_Told],
     folds: int = 5,
     *,
     seed: int = 0,
-    fit: Callable[[Sequence[Labelled]], Fusion] = fit_fusion,
-    read: Callable[[Labelled, Fusion], float] = lambda each, fusion: fusion.score(each.scores, each.states),
+    fit: Callable[[Sequence[_Told]], Fusion] = fit_fusion,
+    read: Callable[[_Told, Fusion], float] = lambda each, fusion: fusion.score(each.scores, each.states),
 ) -> list[float]:
     """Fused scores of labelled answers, each from weights that never saw its question; for reporting.
 
@@ -197,7 +228,7 @@ def cross_fitted(
     return [found[at] for at in range(len(answers))]
 
 
-def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
+def signals_of(answers: Sequence[Told]) -> tuple[str, ...]:
     """The signals that every answer has.
 
     Raises:
@@ -210,7 +241,7 @@ def signals_of(answers: Sequence[Labelled]) -> tuple[str, ...]:
     return found
 
 
-def matrix(answers: Sequence[Labelled]) -> Floats:
+def matrix(answers: Sequence[Told]) -> Floats:
     """The logs of the signals, answers × signals."""
     import numpy as np
 

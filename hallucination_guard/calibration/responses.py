@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hallucination_guard.errors import InputError
-from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, from_json
+from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, States, from_json
 from hallucination_guard.values.sentence import Sentence
 
-__all__ = ["LabelledResponse", "LabelledSentence", "read_responses", "write_responses"]
+__all__ = ["CheckedSentence", "LabelledResponse", "LabelledSentence", "read_responses", "write_responses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +22,12 @@ class LabelledSentence:
     Args:
         scores: by name, finite.
         correct: None where the judge could not say; such a sentence is never counted as wrong.
+        states: what a probe can learn from; None where they were not kept.
     """
 
     scores: Mapping[str, float]
     correct: bool | None
+    states: States | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.correct is not None and not isinstance(self.correct, bool):
@@ -34,6 +36,29 @@ class LabelledSentence:
             raise ValueError(f"the scores of a sentence are {self.scores!r}")
         Sentence(start=0, stop=1, begin=0, end=1, scores=self.scores)  # it refuses what is no finite number
         object.__setattr__(self, "scores", FrozenDict(self.scores))
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        states = {} if self.states is None else {"states": self.states.to_json_dict()}
+        return {"scores": dict(self.scores), "correct": self.correct, **states}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSentence:
+    """A sentence that the judge could label, by itself: what a fused score is fitted on.
+
+    Args:
+        id: of the question that its response answers.
+        correct: the label.
+        scores: see :class:`LabelledSentence`; also ``states``.
+        status: always ``scored``.
+    """
+
+    id: str
+    correct: bool
+    scores: Mapping[str, float]
+    states: States | None
+    status: Literal["scored", "unscorable"] = "scored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +91,21 @@ class LabelledResponse:
         if not isinstance(self.conditions, Conditions) or len(self.conditions.endings) != 1:
             raise ValueError(f"the conditions of {self.id!r} are {self.conditions!r}, not those of one answer")
 
+    @property
+    def checked(self) -> tuple[CheckedSentence, ...]:
+        """The sentences that have a label."""
+        return tuple(
+            CheckedSentence(id=self.id, correct=each.correct, scores=each.scores, states=each.states)
+            for each in self.sentences
+            if each.correct is not None
+        )
+
     def to_json_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "id": self.id,
             "judge": self.judge,
-            "sentences": [{"scores": dict(each.scores), "correct": each.correct} for each in self.sentences],
+            "sentences": [each.to_json_dict() for each in self.sentences],
             "model": asdict(self.model),
             "scorer": {**asdict(self.scorer), "settings": dict(self.scorer.settings)},
             "conditions": self.conditions.to_json_dict(),
@@ -107,10 +141,14 @@ def _response(line: bytes, where: str) -> LabelledResponse:
             model=ModelIdentity(**row.pop("model")),
             scorer=ScorerIdentity(**row.pop("scorer")),
             conditions=Conditions.from_json_dict(row.pop("conditions", None)),
-            sentences=tuple(LabelledSentence(**each) for each in row.pop("sentences")),
+            sentences=tuple(_sentence(**each) for each in row.pop("sentences")),
             **row,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{where} is no labelled response: {error}", hint="docs/sentences.md has what a row looks like"
         ) from None
+
+
+def _sentence(*, states: Mapping[str, Any] | None = None, **rest: Any) -> LabelledSentence:
+    return LabelledSentence(states=None if states is None else States.from_json_dict(states), **rest)

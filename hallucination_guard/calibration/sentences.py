@@ -1,14 +1,17 @@
 """A calibration of sentences: back-off thresholds, frozen and bound to the model, scorer and conditions they are of.
 
 :func:`calibrate_sentences` fits one on labelled responses, once for every α, every number of wrong sentences allowed,
-and both guarantees of :mod:`hallucination_guard.calibration.backoff`. It is JSON in a file, never pickle.
+and both guarantees of :mod:`hallucination_guard.calibration.backoff`. The score of a sentence may be one that was
+measured, or ``fused``: its weights are then fitted on some of the responses and the thresholds on the others. It is
+JSON in a file, never pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,8 +27,10 @@ from hallucination_guard.calibration.backoff import (
     threshold_at,
 )
 from hallucination_guard.calibration.bound import loaded, refuse_others
-from hallucination_guard.calibration.certificate import upper_bound
+from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split, upper_bound
+from hallucination_guard.calibration.fusion import FUSED, Fusion
 from hallucination_guard.calibration.responses import LabelledResponse
+from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.errors import CalibrationError, ConfigurationError
 from hallucination_guard.values import (
     LOWER_IS_LESS_CERTAIN,
@@ -34,12 +39,14 @@ from hallucination_guard.values import (
     Guarantee,
     ModelIdentity,
     ScorerIdentity,
+    Sentence,
+    States,
 )
 
 __all__ = ["NoBackoff", "SentenceCalibration", "SentenceThreshold", "calibrate_sentences"]
 
 _COVERED = {
-    *("score", "fingerprint", "structure", "dtype", "template"),
+    *("score", "fusion", "fingerprint", "structure", "dtype", "template"),
     *("scorer", "scorer_version", "scorer_settings", "conditions"),
 }
 
@@ -127,12 +134,14 @@ class SentenceCalibration(BaseModel):
     """Fitted thresholds for the sentences of answers. JSON in a file, never pickle.
 
     Args:
-        score: which score of a sentence is read.
+        score: which score of a sentence is read; ``fused`` for the one that ``fusion`` makes.
+        fusion: the weights of the fused score.
+        fitted: responses that these were fitted on; no threshold has seen them.
         fingerprint: of the model; also ``structure``, ``dtype`` and ``template``.
         scorer: name of what scored the sentences; also its version and settings.
         conditions: how the answers were drawn, and how they ended.
         judge: who labelled.
-        responses: n.
+        responses: n, that the thresholds are of.
         sentences: in all of them.
         wrong: of these.
         unchecked: of these, what the judge could not say; they count as kept or cut and never as wrong.
@@ -147,6 +156,8 @@ class SentenceCalibration(BaseModel):
     kind: Literal["sentences"] = "sentences"
     schema_version: Literal[1] = 1
     score: str
+    fusion: Fusion | None = None
+    fitted: int = Field(0, ge=0)
     fingerprint: str
     structure: str
     dtype: str
@@ -178,14 +189,20 @@ class SentenceCalibration(BaseModel):
     def _is_of_one_piece(self) -> Self:
         if self.wrong + self.unchecked > self.sentences:
             raise ValueError(f"{self.wrong} wrong and {self.unchecked} unchecked of {self.sentences} cannot be")
+        if not (self.fusion is not None) == (self.score == FUSED) == (self.fitted > 0):
+            raise ValueError("the score is called fused exactly where there are weights fitted on other responses")
         if odd := [each.id for each in self.thresholds if (each.covers, each.data) != (self.covered, self.data)]:
             raise ValueError(f"the thresholds {odd!r} are of another model, scorer, conditions or data")
         return self
 
     @property
     def covered(self) -> str:
-        """Hash of what the thresholds cover: model, scorer, the score that is read, conditions."""
+        """Hash of what the thresholds cover: model, scorer, the score that is read and its weights, conditions."""
         plain = self.model_dump(mode="json", include=_COVERED)
+        if self.fusion is None:  # what is not there leaves the hash as it was before there was any
+            del plain["fusion"]
+        else:
+            del plain["fusion"]["why"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -202,6 +219,29 @@ class SentenceCalibration(BaseModel):
             )
             for each in self.thresholds
         )
+
+    def value(self, scores: Mapping[str, float], states: States | None = None) -> float:
+        """What the thresholds read of a sentence: the higher, the less certain.
+
+        Raises:
+            CalibrationError: if it has not what that takes.
+        """
+        return _read(self.score, self.fusion, scores, states)
+
+    def completed(self, sentences: Sequence[Sentence]) -> tuple[Sentence, ...]:
+        """Sentences with the score that the thresholds read, and with what the probe said of each, for the record.
+
+        Raises:
+            CalibrationError: if it is ``fused`` and a sentence has not what that reads.
+        """
+        return tuple(sentences) if self.fusion is None else tuple(map(self._completed, sentences))
+
+    def _completed(self, sentence: Sentence) -> Sentence:
+        assert self.fusion is not None  # completed() saw to it
+        scores, probe = dict(sentence.scores), self.fusion.probe
+        if probe is not None and probe.name not in scores:
+            scores[probe.name] = probe.odds(sentence.states)
+        return replace(sentence, scores={**scores, FUSED: self.value(scores)})
 
     def check(self, model: ModelIdentity, scorer: ScorerIdentity) -> None:
         """Refuse the calibration of another model or scorer of sentences.
@@ -233,37 +273,53 @@ def calibrate_sentences(
     alphas: Iterable[float],
     at_most: Iterable[int] = (0,),
     delta: float = 0.1,
+    share: float = FIT_SHARE_FUSED,
+    seed: int = 0,
     date: str | None = None,
 ) -> SentenceCalibration:
-    """Fit back-off thresholds.
+    """Fit back-off thresholds, and for the score ``fused`` its weights first, on responses that nothing else sees.
 
     Args:
         responses: labelled by one judge, of one model, scored by one scorer, drawn alike; each question once.
-        score: of a sentence, chosen before these labels were looked at: a choice by them is not covered.
+        score: of a sentence, or ``fused``; chosen before these labels were looked at: a choice by them is not covered.
         alphas: shares of responses that may keep too much, each in (0, 1).
         at_most: numbers k of wrong sentences that a response may keep.
         delta: the probability with which each ``certified`` threshold may fail, in (0, 1).
+        share: of the responses that ``fused`` is fitted on, in (0, 1).
+        seed: of the split into these and the others.
         date: ISO; today by default.
 
     Raises:
-        CalibrationError: if the responses cannot be used together, or a sentence has not the score.
-        ConfigurationError: on an α, k or δ out of range.
-        MissingExtra: if scipy is not installed.
+        CalibrationError: if the responses cannot be used together, a sentence has not the score, or too few sentences
+            are labelled for ``fused``.
+        ConfigurationError: on an α, k, δ or share out of range.
+        MissingExtra: if scipy or scikit-learn is not installed.
     """
     first, conditions = _one_origin(responses, score)
     wanted, allowed = sorted(set(alphas)), sorted(set(at_most))
-    for name, value in (*(("alpha", each) for each in wanted), ("delta", delta)):
+    for name, value in (*(("alpha", each) for each in wanted), ("delta", delta), ("share", share)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
             raise ConfigurationError(f"{name} is {value!r}", hint="give a share above 0 and below 1, for example 0.2")
     if not wanted or not allowed or any(isinstance(k, bool) or not isinstance(k, int) or k < 0 for k in allowed):
         raise ConfigurationError(
             f"alphas are {wanted!r} and wrong sentences allowed {allowed!r}", hint="give at least one of each, k from 0"
         )
-    scored: list[Scored] = [[(own.scores[score], own.correct) for own in each.sentences] for each in responses]
-    labels = [own.correct for each in responses for own in each.sentences]
-    plain = sorted([each.id, [[own.scores[score], own.correct] for own in each.sentences]] for each in responses)
+    fusion, fitted_on = None, frozenset[str]()
+    if score == FUSED:
+        fitted_on, _ = split([each.id for each in responses], share=share, seed=seed)
+        fusion = fit_fused([own for each in responses if each.id in fitted_on for own in each.checked])
+    tested = [each for each in responses if each.id not in fitted_on]
+    if not tested:
+        raise CalibrationError(f"{len(responses)} responses are all in the fit part", hint="give more of them")
+    scored: list[Scored] = [
+        [(_read(score, fusion, own.scores, own.states), own.correct) for own in each.sentences] for each in tested
+    ]
+    labels = [correct for each in scored for _, correct in each]
+    plain = sorted([each.id, [list(pair) for pair in own]] for each, own in zip(tested, scored, strict=True))
     bare = SentenceCalibration(
         score=score,
+        fusion=fusion,
+        fitted=len(fitted_on),
         fingerprint=first.model.fingerprint,
         structure=first.model.structure,
         dtype=first.model.dtype,
@@ -273,7 +329,7 @@ def calibrate_sentences(
         scorer_settings=dict(first.scorer.settings),
         conditions=conditions,
         judge=first.judge,
-        responses=len(responses),
+        responses=len(tested),
         sentences=len(labels),
         wrong=labels.count(False),
         unchecked=labels.count(None),
@@ -290,6 +346,14 @@ def calibrate_sentences(
                 thresholds.append(found) if isinstance(found, SentenceThreshold) else infeasible.append(found)
     fields = {name: getattr(bare, name) for name in SentenceCalibration.model_fields}
     return SentenceCalibration(**{**fields, "thresholds": tuple(thresholds), "infeasible": tuple(infeasible)})
+
+
+def _read(score: str, fusion: Fusion | None, scores: Mapping[str, float], states: States | None) -> float:
+    if fusion is not None:
+        return fusion.score(scores, states)
+    if score not in scores:
+        raise CalibrationError(f"a sentence has no {score!r}", hint="use the scorer that it was fitted with")
+    return scores[score]
 
 
 def _fitted(
@@ -351,7 +415,8 @@ def _one_origin(responses: Sequence[LabelledResponse], score: str) -> tuple[Labe
     ids = [each.id for each in responses]
     if twice := sorted({each for each in ids if ids.count(each) > 1}) if len(set(ids)) < len(ids) else []:
         raise CalibrationError(f"the question {twice[0]!r} has several responses", hint="give one response a question")
-    if score in LOWER_IS_LESS_CERTAIN or any(score not in own.scores for each in responses for own in each.sentences):
+    lacking = score != FUSED and any(score not in own.scores for each in responses for own in each.sentences)
+    if score in LOWER_IS_LESS_CERTAIN or lacking:
         known = sorted({*responses[0].sentences[0].scores} - LOWER_IS_LESS_CERTAIN)
         raise CalibrationError(
             f"{score!r} cannot be calibrated on", hint=f"give a score that rises with doubt, of {', '.join(known)}"

@@ -16,6 +16,7 @@ from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.fusion import (
     PROBE,
     Fusion,
+    Told,
     fit_fusion,
     fitted,
     matrix,
@@ -24,7 +25,6 @@ from hallucination_guard.calibration.fusion import (
     ranges,
     signals_of,
 )
-from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.calibration.probe import fit_probe
 from hallucination_guard.calibration.ranking import auroc, gain
 
@@ -38,11 +38,12 @@ __all__ = ["fit_fused"]
 
 _LIKELIHOOD = "sequence_nll"  # the one score that may stand alone
 _LEAST = 40  # answers, and
-_OF_A_KIND = 8  # right and wrong ones at the least, for anything but all scores to be tried
+_OF_A_KIND = 8  # right and wrong ones, and
+_QUESTIONS = 10  # at the least, for anything but all scores to be tried
 _LEVEL = 0.5  # of the interval: docs/evidence.md has what other levels cost and bring
 
 
-def fit_fused(answers: Sequence[Labelled]) -> Fusion:
+def fit_fused(answers: Sequence[Told]) -> Fusion:
     """Fit the fused score, with a probe where these answers show that it helps; ``why`` says what was decided.
 
     Args:
@@ -58,11 +59,10 @@ def fit_fused(answers: Sequence[Labelled]) -> Fusion:
     scored = [each for each in answers if each.status == "scored"]
     wrong = np.array([not each.correct for each in scored])
     few = int(min(wrong.sum(), (~wrong).sum()))
-    if len(scored) < _LEAST or few < _OF_A_KIND:
-        return plain.model_copy(
-            update={"why": f"no probe: {len(scored)} answers, {few} of the rarer kind, are too few"}
-        )
     ids = [each.id for each in scored]
+    if len(scored) < _LEAST or few < _OF_A_KIND or len(set(ids)) < _QUESTIONS:
+        had = f"{len(scored)} labels of {len(set(ids))} questions, {few} of the rarer kind"
+        return plain.model_copy(update={"why": f"no probe: {had}, are too few"})
     names, signals = signals_of(scored), matrix(scored)
     states = [each.states for each in scored if each.states is not None]
     if len(states) < len(scored):

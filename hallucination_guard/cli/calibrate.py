@@ -104,7 +104,15 @@ def calibrate(
         weaker = {"--on-average": on_average, "--advise": advise or None}
         refused = {"--policy": policy, "--documents": documents, "--judge": judge, **weaker}
         return fit_sentences(
-            data, output, score=score, alphas=alpha, at_most=at_most, delta=delta, refused=refused, as_json=as_json
+            data,
+            output,
+            score=score,
+            alphas=alpha,
+            at_most=at_most,
+            delta=delta,
+            seed=seed,
+            refused=refused,
+            as_json=as_json,
         )
     from hallucination_guard.calibration import advise as forecast
     from hallucination_guard.calibration import calibrate as fitted_on

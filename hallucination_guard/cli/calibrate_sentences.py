@@ -23,6 +23,7 @@ def fit_sentences(
     alphas: Sequence[float] | None,
     at_most: Sequence[int] | None,
     delta: float,
+    seed: int,
     refused: Mapping[str, object],
     as_json: bool,
 ) -> int:
@@ -34,10 +35,10 @@ def fit_sentences(
     if score is None or not alphas:
         raise InputError(
             "sentences are calibrated on one score, for the error rates named",
-            hint="give --score, for example mean_nll, and --alpha",
+            hint="give --score, for example mean_nll or fused, and --alpha",
         )
     responses = [each for path in data for each in read_responses(path)]
-    found = calibrate_sentences(responses, score=score, alphas=alphas, at_most=at_most or (0,), delta=delta)
+    found = calibrate_sentences(responses, score=score, alphas=alphas, at_most=at_most or (0,), delta=delta, seed=seed)
     found.save(output)
     if as_json:
         show_json({"output": str(output), **found.model_dump(mode="json")})
@@ -52,6 +53,8 @@ def _print(found: SentenceCalibration) -> None:
         f"{found.responses} responses with {found.sentences} sentences, {found.wrong} of them wrong and "
         f"{found.unchecked} unchecked; judge: {found.judge}; score: {found.score}"
     )
+    if found.fusion is not None:
+        show(f"weights fitted on {found.fitted} other responses; {found.fusion.why}")
     show()
     show("guarantee   alpha   wrong at most   threshold   failures   at most   kept   right kept   empty responses")
     for each in found.thresholds:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hallucination_guard.calibration.fusion import FUSED
 from hallucination_guard.calibration.labelled import Labelled
 from hallucination_guard.errors import CalibrationError, InputError
 from hallucination_guard.values import JSON, LOWER_IS_LESS_CERTAIN
 
-__all__ = ["FUSED", "Columns", "columns"]
+__all__ = ["Columns", "columns"]
 
-FUSED = "fused"
 _SUMS = ("semgrad", "paragrad", "exgrad", "hybridgrad")
 """The scores that are sums over the answer's tokens and have no mean among the scores; HybridGrad mixes two sums with
 weights that do not depend on T, so its mean is its T-th part too."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hallucination_guard.calibration.fusion import FUSED
 from hallucination_guard.errors import InputError, MissingExtra
-from hallucination_guard.evaluation.columns import FUSED
 from hallucination_guard.evaluation.metrics import risk_coverage, roc
 from hallucination_guard.evaluation.reliability import confidences, reliability
 from hallucination_guard.evaluation.report import Report

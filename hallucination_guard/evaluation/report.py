@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hallucination_guard.calibration.fusion import FUSED
 from hallucination_guard.errors import InputError
-from hallucination_guard.evaluation.columns import FUSED, Columns
+from hallucination_guard.evaluation.columns import Columns
 from hallucination_guard.evaluation.metrics import COVERAGES, Compared, Estimate, bootstrap, measure
 from hallucination_guard.evaluation.reliability import brier, calibration_error, confidences
 

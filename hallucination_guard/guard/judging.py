@@ -69,6 +69,8 @@ class Judging:
     def _with_backoffs(self, verdict: Verdict, conditions: Conditions) -> Verdict:
         if self.sentences is None or not verdict.score.sentences:
             return verdict
+        completed = self.sentences.completed(verdict.score.sentences)
+        verdict = replace(verdict, score=replace(verdict.score, sentences=completed))
         if lacking := self.sentences.conditions.lacks(conditions):
             return replace(verdict, sentences_uncovered=lacking)
         return replace(verdict, backoffs=self.sentences.backoffs)

@@ -17,7 +17,7 @@ from hallucination_guard.guard.joined import Together, UnderWay
 from hallucination_guard.guard.judging import Judging, suspended_by
 from hallucination_guard.guard.loop import Loop
 from hallucination_guard.guard.recording import Recorder, policy_identity
-from hallucination_guard.guard.sentences import check_sentences
+from hallucination_guard.guard.sentences import check_sentences, default_scorer
 from hallucination_guard.values import GenerationOptions, GenerationSettings, Model, Policy, Scorer, Watch
 
 __all__ = ["Parts"]
@@ -46,9 +46,7 @@ class Parts:
         debug: bool = False,
     ) -> None:
         if scorer is None:
-            from hallucination_guard.scoring import BySentence, HybridGrad
-
-            scorer = BySentence(HybridGrad()) if getattr(policy, "edits", False) else HybridGrad()
+            scorer = default_scorer(policy, sentences)
         self.model = model
         self.policy = policy
         self.scorer = scorer

@@ -7,7 +7,18 @@ from hallucination_guard.errors import ConfigurationError, PolicyError
 from hallucination_guard.guard.progress import Draft
 from hallucination_guard.values import Decision, Model, Policy, Scorer, ScorerIdentity, edited
 
-__all__ = ["check_sentences", "delivered"]
+__all__ = ["check_sentences", "default_scorer", "delivered"]
+
+
+def default_scorer(policy: Policy, sentences: SentenceCalibration | None) -> Scorer:
+    """HybridGrad, with what is read of sentences beside it where the policy or a calibration of them asks for it."""
+    from hallucination_guard.scoring import BySentence, HybridGrad
+
+    if sentences is None and not getattr(policy, "edits", False):
+        return HybridGrad()
+    wanted = {} if sentences is None else sentences.scorer_settings
+    gradient, states = (wanted.get(name) == "True" for name in ("gradient", "states"))
+    return BySentence(HybridGrad(), gradient=gradient, states=states)
 
 
 def check_sentences(policy: Policy, scorer: Scorer, sentences: SentenceCalibration | None, model: Model) -> None:

@@ -1,8 +1,8 @@
 """The sentences of an answer, each scored as a span of its tokens.
 
 From the likelihoods of its own tokens come the cheap scores; from one replay with a row for each sentence SemGrad of
-its terms of the loss, as in :mod:`hallucination_guard.scoring.spans`. What else is measured of a sentence is one more
-name in ``scores``.
+its terms of the loss, as in :mod:`hallucination_guard.scoring.spans`; from one forward of the deep half what a probe
+reads. What else is measured of a sentence is one more name in ``scores``.
 
 :class:`BySentence` is a scorer that does this beside another one, for a guard whose policy acts on sentences.
 """
@@ -18,6 +18,7 @@ from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own, nothing_to_measure, white_box
 from hallucination_guard.scoring.spans import measure_spans
+from hallucination_guard.scoring.states import span_states
 from hallucination_guard.scoring.token_texts import token_texts
 from hallucination_guard.values import Generation, Model, Score, Scorer, ScorerIdentity, Sentence
 from hallucination_guard.values.text import has_visible, sentence_ranges, sentence_starts
@@ -32,6 +33,7 @@ def score_sentences(
     generation: Generation,
     *,
     gradient: bool = True,
+    states: bool = False,
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
 ) -> tuple[Sentence, ...]:
     """How sure the model is of each sentence of an answer, thinking left out.
@@ -41,14 +43,15 @@ def score_sentences(
         generation: an answer in prose.
         gradient: whether to take ``semgrad`` of each sentence and its ``semgrad_share`` of the answer's, too; needs an
             anchor.
-        settings: of the gradient.
+        states: whether to read the ``states`` of each sentence for a probe: half a forward; needs an anchor.
+        settings: of the gradient; its layers are also those of the states.
 
     Returns:
         The sentences in order; together they are ``generation.content``. Their scores over their own tokens:
         ``sequence_nll``, ``mean_nll``, ``min_token_logprob``, ``mean_token_entropy``, ``max_token_entropy``.
 
     Raises:
-        AnchorError: if a gradient is asked for and the generation has no anchor.
+        AnchorError: if a gradient or states are asked for and the generation has no anchor.
         ScoringError: if there is nothing to measure, the answer is no prose, a number is not finite, or the generation
             is another model's.
     """
@@ -57,9 +60,11 @@ def score_sentences(
     if gradient:
         read = measure_spans(model, generation, ranges, settings)
         more = [{"semgrad": own, "semgrad_share": share} for own, share in zip(read.alone, read.shares, strict=True)]
-        return _sentences(generation, ranges, characters, read.entropies, read.logprobs, more)
-    whole = Likelihood(thinking="counted")(model, generation)
-    return _sentences(generation, ranges, characters, whole.token_entropies, whole.token_logprobs)
+        found = _sentences(generation, ranges, characters, read.entropies, read.logprobs, more)
+    else:
+        whole = Likelihood(thinking="counted")(model, generation)
+        found = _sentences(generation, ranges, characters, whole.token_entropies, whole.token_logprobs)
+    return _with_states(model, generation, found, settings) if states else found
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,13 @@ class BySentence:
     Args:
         scorer: measures the answer.
         gradient: whether to take SemGrad of each sentence: another pass. Without it sentences cost nothing more.
-        settings: of that gradient.
+        states: whether to read what a fused score of sentences needs: half a forward.
+        settings: of the gradient; its layers are also those of the states.
     """
 
     scorer: Scorer
     gradient: bool = False
+    states: bool = False
     settings: GradientSettings = GradientSettings()  # noqa: RUF009 - frozen
 
     @property
@@ -92,7 +99,7 @@ class BySentence:
     @property
     def sentences(self) -> ScorerIdentity:
         """Of the scores of sentences: what a calibration of sentences is bound to."""
-        return sentence_scorer(gradient=self.gradient, settings=self.settings)
+        return sentence_scorer(gradient=self.gradient, states=self.states, settings=self.settings)
 
     def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """One score a generation, in order."""
@@ -102,22 +109,45 @@ class BySentence:
     def _with(self, model: WhiteBoxModel, generation: Generation, score: Score) -> Score:
         if score.status != "scored" or _no_prose(generation):
             return score
+        found = self._found(model, generation, score)
+        return replace(
+            score,
+            sentences=_with_states(model, generation, found, self.settings) if self.states else found,
+        )
+
+    def _found(self, model: WhiteBoxModel, generation: Generation, score: Score) -> tuple[Sentence, ...]:
         if self.gradient:
-            return replace(score, sentences=score_sentences(model, generation, settings=self.settings))
+            return score_sentences(model, generation, settings=self.settings)
         own = len(generation.response_token_ids) - generation.thinking
         entropies, logprobs = score.token_entropies[-own:], score.token_logprobs[-own:]
         if len(entropies) != own:  # this scorer does not say what it read of each token
-            return replace(score, sentences=score_sentences(model, generation, gradient=False))
+            return score_sentences(model, generation, gradient=False)
         ranges, characters = _found(model, generation)
         before = (0.0,) * generation.thinking
-        found = _sentences(generation, ranges, characters, before + entropies, before + logprobs)
-        return replace(score, sentences=found)
+        return _sentences(generation, ranges, characters, before + entropies, before + logprobs)
 
 
-def sentence_scorer(*, gradient: bool, settings: GradientSettings = GradientSettings()) -> ScorerIdentity:  # noqa: B008
+def sentence_scorer(
+    *,
+    gradient: bool,
+    states: bool = False,
+    settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
+) -> ScorerIdentity:
     """What scores sentences in this way."""
-    named = {name: str(getattr(settings, name)) for name in ("layers", "reduction", "weighting")} if gradient else {}
+    names = ("layers", "reduction", "weighting") if gradient else ("layers",) if states else ()
+    named = {name: str(getattr(settings, name)) for name in names}
+    if states:
+        named["states"] = "True"  # what is not read leaves the identity as it was before it could be
     return ScorerIdentity(name="sentences", version=_VERSION, settings={"gradient": str(gradient), **named})
+
+
+def _with_states(
+    model: WhiteBoxModel, generation: Generation, found: Sequence[Sentence], settings: GradientSettings
+) -> tuple[Sentence, ...]:
+    read = span_states(
+        model, generation, [(each.start, each.stop) for each in found], settings.deep(model.layout.depth)
+    )
+    return tuple(replace(each, states=own) for each, own in zip(found, read, strict=True))
 
 
 def _no_prose(generation: Generation) -> str:

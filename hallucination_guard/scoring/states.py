@@ -7,13 +7,17 @@ the others and every number fits into float16.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from hallucination_guard.model.replay import Replay
-from hallucination_guard.values import States
+from hallucination_guard.model.replay import Replay, replay
+from hallucination_guard.model.view import undisturbed
+from hallucination_guard.model.white_box import WhiteBoxModel
+from hallucination_guard.values import Generation, States
 
-__all__ = ["probed_layers", "states_of"]
+__all__ = ["probed_layers", "span_states", "states_of"]
 
 _DEEPEST = 0.75  # of the depth
 _MOST = 4
@@ -40,8 +44,44 @@ def states_of(run: Replay, row: int, own: slice, layers: range, depth: int) -> S
         depth: L.
     """
     chosen = probed_layers(layers, depth)
+    return _states(_mixed(run, row, own, layers, chosen), chosen)
+
+
+@torch.no_grad()
+def span_states(
+    model: WhiteBoxModel, generation: Generation, spans: Sequence[tuple[int, int]], layers: range
+) -> tuple[States, ...]:
+    """The states of spans of an answer, by one forward of the deep half.
+
+    Args:
+        model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
+        generation: with an anchor.
+        spans: (start, stop) in tokens of the answer, S of them.
+        layers: the deep half, see :meth:`~hallucination_guard.scoring.gradients.GradientSettings.deep`.
+
+    Returns:
+        S of them. What they say of a token does not change with what follows it.
+
+    Raises:
+        AnchorError: if the generation has no anchor.
+    """
+    trace = model.trace(generation, layers)
+    with undisturbed(model.model, grad=False):
+        run = replay(model.model, model.layout, [trace], layers, whole=True)
+    first = trace.states.shape[0] - len(generation.response_token_ids) + 1  # the position of the answer's first token
+    chosen = probed_layers(layers, model.layout.depth)
+    # The last token of an answer that was cut is never read: then the one before it stands for it.
+    mixed = _mixed(run, 0, slice(min(first, trace.entering.shape[0] - 1), None), layers, chosen)
+    return tuple(_states(mixed[min(start, len(mixed) - 1) : stop], chosen) for start, stop in spans)
+
+
+def _mixed(run: Replay, row: int, own: slice, layers: range, chosen: Sequence[int]) -> Tensor:
+    """The mean over the chosen layers, T × d; they may be on several devices."""
     levels = [run.states[level - layers.start][row, own] for level in chosen]
-    mixed = torch.stack([_at_unit_size(each).cpu() for each in levels]).mean(dim=0)  # T × d; layers may be on devices
+    return torch.stack([_at_unit_size(each).cpu() for each in levels]).mean(dim=0)
+
+
+def _states(mixed: Tensor, chosen: tuple[int, ...]) -> States:
     return States(layers=chosen, mean=tuple(mixed.mean(dim=0).tolist()), last=tuple(mixed[-1].tolist()))
 
 

@@ -6,10 +6,11 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from hallucination_guard.values.plain import JSON, FrozenDict
+from hallucination_guard.values.states import States
 
 __all__ = ["Backoff", "Edit", "Guarantee", "Manner", "Sentence", "edited"]
 
@@ -38,6 +39,7 @@ class Sentence:
         end: the character after its last; white space between two sentences belongs to the first.
         text: the characters; empty where no text was kept, as in a record.
         scores: by name, finite; higher = less certain, but for ``min_token_logprob``.
+        states: of its tokens, what a probe reads; None where they were not asked for, and in a record.
 
     Raises:
         ValueError: on an empty range, a text of another length, or a score that is not finite.
@@ -49,6 +51,7 @@ class Sentence:
     end: int
     text: str = ""
     scores: Mapping[str, float]
+    states: States | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, low, high in (("tokens", self.start, self.stop), ("characters", self.begin, self.end)):
@@ -66,7 +69,7 @@ class Sentence:
         object.__setattr__(self, "scores", FrozenDict(self.scores))
 
     def to_json_dict(self) -> dict[str, JSON]:
-        """Plain data, without the text."""
+        """Plain data, without text and states."""
         return {
             "start": self.start,
             "stop": self.stop,

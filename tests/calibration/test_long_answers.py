@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 
 from hallucination_guard.calibration import read_responses
+from hallucination_guard.values import States
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "long_answers.py"
 _spec = importlib.util.spec_from_file_location("long_answers", SCRIPT)
 assert _spec is not None and _spec.loader is not None
 bench: Any = sys.modules.setdefault("long_answers", importlib.util.module_from_spec(_spec))
 _spec.loader.exec_module(bench)
+bench_aurocs = bench.aurocs
 
 SETS = {each["name"]: at for at, each in enumerate(bench.CATALOGUE["sets"])}
 
@@ -110,7 +113,9 @@ def made_up(path: Path) -> None:
             town = "Lyon" if rng.random() < doubt else "Paris"
             scores = {"mean_nll": doubt, "sequence_nll": doubt, "max_token_entropy": doubt, "min_token_logprob": -doubt}
             text = f"The capital of France is {town}."
-            sentences.append({"text": text, "start": at, "stop": at + 1, "begin": at, "end": at + 1, "scores": scores})
+            states = States(layers=(3,), mean=tuple(rng.normal(size=8)), last=(doubt, *rng.normal(size=7)))
+            place = {"start": at, "stop": at + 1, "begin": at, "end": at + 1}
+            sentences.append({"text": text, **place, "scores": scores, "states": states.to_json_dict()})
         conditions = {
             "frame": "f",
             "max_new_tokens": 9,
@@ -125,29 +130,37 @@ def made_up(path: Path) -> None:
 
 def test_the_report_tells_scores_from_chance_and_writes_rows(tmp_path, monkeypatch, capsys) -> None:
     made_up(tmp_path / "run.jsonl")
-    _, rows = bench.rows_of_run(tmp_path / "run.jsonl")
+    header, rows = bench.rows_of_run(tmp_path / "run.jsonl")
     table = bench.table_of(rows)
     found = bench.aurocs(table, draws=100)
-    assert found["mean_nll"][1] > 0.6 and found["chance"][1] < 0.5 < found["chance"][2]
-    left = bench.backed_off(table, "mean_nll", alpha=0.3, k=0, guarantee="average", halvings=50)
-    blind = bench.backed_off(table, "chance", alpha=0.3, k=0, guarantee="average", halvings=50)
-    assert left.right > blind.right and left.failing <= 0.35
-    assert bench.backed_off(table, "mean_nll", alpha=0.01, k=0, guarantee="certified") is None
-    monkeypatch.setattr(bench, "aurocs", lambda table: found)
-    rows_file = tmp_path / "rows.jsonl"
-    arguments = [
-        "x",
-        "report",
-        str(tmp_path / "run.jsonl"),
-        "--rows",
-        str(rows_file),
-        "--judged",
-        "3",
-        "--scores",
-        "mean_nll",
-    ]
-    monkeypatch.setattr(sys, "argv", arguments)
+    assert found["mean_nll"][1] > 0.6 > found["chance"][2]
+    assert bench.within(table, table.scores["mean_nll"]) == pytest.approx(found["mean_nll"][0])  # one relation only
+    responses = [replace(bench.labelled(header, row), id=f"q{at}") for at, row in enumerate(rows)]
+    left = bench.backed_off(responses, "mean_nll", alphas=[0.01, 0.3], allowed=[0], halvings=30)
+    assert left["average", 0, 0.3].right > 0.2 and left["average", 0, 0.3].failing <= 0.35
+    assert ("certified", 0, 0.01) not in left
+    monkeypatch.setattr(bench, "aurocs", lambda table: bench_aurocs(table, draws=100))
+    monkeypatch.setattr(bench, "labelled", lambda header, row: next(own))
+    own, rows_file = iter(responses), tmp_path / "rows.jsonl"
+    options = ["--rows", rows_file, "--judged", 3, "--scores", "mean_nll", "fused", "--halvings", 2]
+    monkeypatch.setattr(sys, "argv", [*map(str, ["x", "report", tmp_path / "run.jsonl", *options])])
     assert bench.main() == 0
-    assert "| mean_nll | 0 | 0.1 |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| mean_nll | 0 | 0.1 |" in shown and "| fused | 0 | 0.1 |" in shown and "| text alone |" in shown
     labels = Counter(own.correct for each in read_responses(rows_file) for own in each.sentences)
     assert set(labels) == {True, False}
+
+
+def test_what_is_right_of_one_kind_and_wrong_of_another_is_not_told_within_kinds() -> None:
+    kind = np.array(["capital"] * 50 + ["year"] * 50)
+    table = bench.Table(
+        response=np.arange(100),
+        kind=kind,
+        wrong=np.arange(100) % 10 < np.where(kind == "year", 8, 2),
+        texts=(),
+        scores={},
+    )
+    by_kind = (kind == "year").astype(float)
+    assert bench._auroc(table.wrong, by_kind) == pytest.approx(0.8)
+    assert bench.within(table, by_kind) == 0.5
+    assert bench.within(table, table.wrong.astype(float)) == 1.0

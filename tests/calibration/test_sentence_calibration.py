@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 
 from hallucination_guard.calibration import (
+    FUSED,
     LabelledResponse,
     LabelledSentence,
     SentenceCalibration,
     calibrate_sentences,
+    fit_fusion,
     read_responses,
     write_responses,
 )
 from hallucination_guard.cli.app import run as run_command
 from hallucination_guard.errors import CalibrationError, CalibrationMismatch, ConfigurationError, InputError
-from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity
+from hallucination_guard.values import Conditions, ModelIdentity, ScorerIdentity, Sentence, States
 
 MODEL = ModelIdentity(name="m", fingerprint="f", dtype="float32", template="t")
 SCORER = ScorerIdentity(name="sentences", version="1", settings={"gradient": "False"})
@@ -204,3 +207,144 @@ def test_the_command_wants_score_and_alpha_and_no_judge(tmp_path: Path, argument
     write_responses(tmp_path / "r.jsonl", responses(10))
     with pytest.raises(InputError):
         run("--data", tmp_path / "r.jsonl", "--output", tmp_path / "s.json", *arguments)
+
+
+D = 16
+
+
+def knowing(n: int = 160, seed: int = 0) -> list[LabelledResponse]:
+    """Responses whose likelihood says a little of what is wrong, and whose states say much."""
+    rng, towards = np.random.default_rng(seed), np.random.default_rng(99).normal(size=D) / 4
+    made = []
+    for response in responses(n):
+        sentences = []
+        for each in response.sentences:
+            doubt = rng.normal()
+            mean, last = (rng.normal(size=D) + 1.5 * doubt * towards for _ in range(2))
+            nll = float(np.exp(0.3 * doubt + rng.normal()))
+            correct = None if each.correct is None else bool(rng.random() > 1 / (1 + np.exp(-2.5 * doubt)))
+            states = States(layers=(3, 4), mean=tuple(mean), last=tuple(last))
+            sentences.append(
+                LabelledSentence(scores={"mean_nll": nll, "sequence_nll": 3 * nll}, correct=correct, states=states)
+            )
+        made.append(replace(response, sentences=tuple(sentences)))
+    return made
+
+
+def fused(rows: list[LabelledResponse], **settings: Any) -> SentenceCalibration:
+    return calibrate_sentences(rows, **{"score": FUSED, "alphas": [0.3], "date": "2026-11-27", **settings})
+
+
+def as_sentence(labelled: LabelledSentence) -> Sentence:
+    return Sentence(start=0, stop=1, begin=0, end=1, scores=labelled.scores, states=labelled.states)
+
+
+def right(found: SentenceCalibration) -> float:
+    return found.thresholds[0].right
+
+
+class TestFused:
+    def test_states_that_know_keep_more_of_what_is_right(self) -> None:
+        found = fused(knowing())
+        assert found.fusion is not None and found.fusion.probe is not None
+        assert (found.fitted, found.responses, found.thresholds[0].n) == (64, 96, 96)
+        assert right(found) > right(fused(knowing(), score="mean_nll")) + 0.2
+
+    def test_the_threshold_is_that_of_the_others_by_the_weights(self) -> None:
+        """Read again, with what a guard reads, the labelled responses fail exactly as often as the file says."""
+        rows = knowing()
+        found = fused(rows)
+        [threshold] = [each for each in found.thresholds if each.guarantee == "certified"]
+        by_id = {each.id: each for each in rows}
+        first_seen = sorted(by_id, key=lambda each: hashlib.sha256(f"0\0{each}".encode()).digest())[:64]
+        failing = 0
+        for each in (by_id[name] for name in by_id if name not in first_seen):
+            scored = found.completed([as_sentence(own) for own in each.sentences])
+            pairs = zip(scored, each.sentences, strict=True)
+            failing += any(one.scores[FUSED] <= threshold.threshold and own.correct is False for one, own in pairs)
+        assert failing == threshold.failures > 0
+
+    def test_labels_that_the_thresholds_read_do_not_touch_the_weights(self) -> None:
+        rows = knowing()
+        found = fused(rows)
+        fit = {each.id for each in rows if each.id in self._fit_part(rows)}
+        turned = [
+            each
+            if each.id in fit
+            else replace(
+                each,
+                sentences=tuple(replace(own, correct=None if own.correct is None else True) for own in each.sentences),
+            )
+            for each in rows
+        ]
+        other = fused(turned)
+        assert other.fusion == found.fusion and other.thresholds[0].failures == 0 < found.thresholds[0].failures
+
+    @staticmethod
+    def _fit_part(rows: list[LabelledResponse]) -> frozenset[str]:
+        from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split
+
+        return split([each.id for each in rows], share=FIT_SHARE_FUSED)[0]
+
+    def test_what_was_said_once_needs_no_states_again(self) -> None:
+        rows = knowing()
+        found = fused(rows)
+        [first] = found.completed([as_sentence(rows[0].sentences[0])])
+        assert found.fusion is not None and found.fusion.probe is not None
+        assert {FUSED, found.fusion.probe.name} <= set(first.scores)
+        assert found.completed([replace(first, states=None)]) == (replace(first, states=None),)
+
+    def test_a_sentence_without_states_is_refused_and_gets_no_number(self) -> None:
+        rows = knowing()
+        with pytest.raises(CalibrationError, match="states"):
+            fused(rows).completed([replace(as_sentence(rows[0].sentences[0]), states=None)])
+
+    def test_without_states_the_scores_alone_are_fused(self) -> None:
+        bare = [
+            replace(each, sentences=tuple(replace(own, states=None) for own in each.sentences)) for each in knowing()
+        ]
+        found = fused(bare)
+        assert found.fusion is not None and found.fusion.probe is None and "states" in found.fusion.why
+
+    def test_too_few_labels_are_said(self) -> None:
+        with pytest.raises(CalibrationError, match="at least 20"):
+            fused(knowing(12))
+        with pytest.raises(CalibrationError, match="fit part"):
+            fused([replace(knowing(160)[0], sentences=tuple(own for e in knowing() for own in e.sentences))])
+
+    def test_it_comes_back_from_its_file_and_is_of_one_piece(self, tmp_path: Path) -> None:
+        found = fused(knowing())
+        found.save(tmp_path / "s.json")
+        assert SentenceCalibration.load(tmp_path / "s.json") == found
+        plain = json.loads((tmp_path / "s.json").read_text())
+        plain["fusion"]["intercept"] += 0.1
+        (tmp_path / "s.json").write_text(json.dumps(plain))
+        with pytest.raises(CalibrationError):
+            SentenceCalibration.load(tmp_path / "s.json")
+
+    def test_the_name_goes_with_weights(self) -> None:
+        plain = fitted().model_dump()
+        for change in ({"score": FUSED}, {"fusion": fit_fusion(self._rows()).model_dump()}, {"fitted": 3}):
+            with pytest.raises(ValueError, match="fused"):
+                SentenceCalibration.model_validate({**plain, **change})
+
+    @staticmethod
+    def _rows() -> list[Any]:
+        return [own for each in knowing(60) for own in each.checked]
+
+    def test_rows_with_states_come_back_from_their_file(self, tmp_path: Path) -> None:
+        write_responses(tmp_path / "r.jsonl", knowing(5))
+        assert read_responses(tmp_path / "r.jsonl") == knowing(5)
+
+    def test_the_command_fits_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_responses(tmp_path / "r.jsonl", knowing())
+        assert (
+            run("--data", tmp_path / "r.jsonl", "--output", tmp_path / "s.json", "--score", FUSED, "--alpha", 0.3) == 0
+        )
+        assert SentenceCalibration.load(tmp_path / "s.json").thresholds == fused(knowing()).thresholds
+        assert "64 other responses" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("share", [0.0, 1.0])
+    def test_a_share_out_of_range_is_refused(self, share: float) -> None:
+        with pytest.raises(ConfigurationError):
+            fused(knowing(), share=share)

@@ -14,7 +14,7 @@ from hallucination_guard.audit import records
 from hallucination_guard.audit.replay import replay
 from hallucination_guard.audit.verdicts import Verdicts
 from hallucination_guard.calibration import LabelledResponse, LabelledSentence, SentenceCalibration, calibrate_sentences
-from hallucination_guard.errors import CalibrationMismatch, ConfigurationError, PolicyError
+from hallucination_guard.errors import CalibrationError, CalibrationMismatch, ConfigurationError, PolicyError
 from hallucination_guard.guard.steps import Steps
 from hallucination_guard.testing import MemorySink, ScriptedModel, ScriptedScorer
 from hallucination_guard.values import Call, Conditions, Decision, Edit, Event, Score, Situation, Verdict
@@ -278,3 +278,84 @@ def test_a_real_model_is_marked(tiny: Any) -> None:
     one = Guard(tiny, policy=policy, scorer=BySentence(HybridGrad(), gradient=True))
     outcome = one.review("Who?", "It was Ada. She wrote it.")
     assert outcome.text == "It was Ada. [unverified] She wrote it. [unverified]"
+
+
+TEXTS = ["It was Ada. ", "It was Bob! ", "She wrote it. ", "Or not? "]
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: Any) -> SentenceCalibration:
+    """Weights and thresholds from what a real model has in mind of sentences, labelled by what they say."""
+    from hallucination_guard.scoring import score_sentences
+    from hallucination_guard.scoring.sentences import sentence_scorer
+
+    rows = []
+    for at in range(160):
+        texts = [TEXTS[(at // 4**place + place) % 4] for place in range(3)]
+        made = tiny.read(f"Who? {at}", answer="".join(texts).strip())
+        scored = score_sentences(tiny, made, gradient=False, states=True)
+        own = tuple(
+            LabelledSentence(scores=each.scores, correct="Bob" not in each.text, states=each.states) for each in scored
+        )
+        rows.append(
+            LabelledResponse(
+                id=f"q{at}",
+                judge="made up",
+                sentences=own,
+                model=tiny.identity,
+                scorer=sentence_scorer(gradient=False, states=True),
+                conditions=Conditions.of(made),
+            )
+        )
+    return calibrate_sentences(rows, score="fused", alphas=[0.05])
+
+
+def test_what_was_learned_of_sentences_marks_the_wrong_one(
+    tiny: Any, learned: SentenceCalibration, tmp_path: Any
+) -> None:
+    assert learned.fusion is not None and learned.fusion.probe is not None
+    policy = MarkSentences(alpha=0.05)
+    log = AuditLog(tmp_path / "audit.jsonl", fsync=False)
+    one = Guard(tiny, policy=policy, sentences=learned, audit=log)  # the scorer that the calibration is of
+    outcome = one.review("Who? 200", "It was Ada. It was Bob! She wrote it.")
+    assert outcome.text == "It was Ada. It was Bob! [unverified] She wrote it."
+    [record] = records(tmp_path / "audit.jsonl")
+    assert policy(Verdicts()(record), Situation()) == outcome.decision
+    assert replay(records(tmp_path / "audit.jsonl"), policy).flips == ()
+    kept = json.dumps(record.to_json_dict()["sentences"])
+    assert "fused" in kept and learned.fusion.probe.name in kept and "float16" not in kept
+
+
+def test_in_steps_what_was_learned_says_the_same(tiny: Any, learned: SentenceCalibration) -> None:
+    one = Guard(tiny, policy=MarkSentences(alpha=0.05), sentences=learned, generation={"max_new_tokens": 24})
+    steps = Steps(one)
+    kept = steps.draw(steps.begin("Who? 200", request_id="r", call=Call()))
+    kept, _ = steps.score(json.loads(json.dumps(kept)))
+    _, outcome = steps.decide(json.loads(json.dumps(kept)))
+    again = one("Who? 200")
+    assert outcome.text == again.text and outcome.decision == again.decision
+
+
+def test_a_scorer_without_the_states_is_refused(tiny: Any, learned: SentenceCalibration) -> None:
+    from hallucination_guard.scoring import BySentence, HybridGrad
+
+    with pytest.raises(CalibrationMismatch, match="scorer settings"):
+        Guard(tiny, policy=MarkSentences(alpha=0.05), sentences=learned, scorer=BySentence(HybridGrad()))
+
+
+def test_states_that_are_not_there_let_nothing_out(
+    tiny: Any, learned: SentenceCalibration, sink: MemorySink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hallucination_guard.scoring import BySentence
+
+    batch = BySentence.batch
+
+    def without(self: Any, model: Any, generations: Any) -> list[Score]:
+        scores = batch(self, model, generations)
+        return [replace(s, sentences=tuple(replace(each, states=None) for each in s.sentences)) for s in scores]
+
+    monkeypatch.setattr(BySentence, "batch", without)
+    one = Guard(tiny, policy=MarkSentences(alpha=0.05), sentences=learned, audit=sink)
+    with pytest.raises(CalibrationError, match="states"):
+        one.review("Who?", "It was Ada. It was Bob!")
+    assert not any(record.decision == "accept" for record in sink.records)

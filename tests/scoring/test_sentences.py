@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,3 +144,55 @@ def test_those_of_a_long_answer_are_located_at_once(pace: float) -> None:
     _, characters = locate(text, 0, text)  # a token a character
     assert time.process_time() - began < 1.0 * pace
     assert characters[:2] == [(0, 13), (13, 26)] and len(characters) == 8_000
+
+
+def hidden(tiny: WhiteBoxModel, made: Any, layers: tuple[int, ...]) -> torch.Tensor:
+    """The mean over layers of h_l / RMS at each token of the answer, by transformers' own way out (T × d)."""
+    ids = torch.tensor([[*made.prompt_token_ids, *made.response_token_ids]])
+    with torch.no_grad():
+        levels = tiny.model(ids, output_hidden_states=True).hidden_states
+    own = torch.stack([levels[each][0, len(made.prompt_token_ids) :].double() for each in layers])
+    return (own / own.square().mean(dim=-1, keepdim=True).sqrt()).mean(dim=0)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_states_are_those_of_its_own_tokens(tiny: WhiteBoxModel, gradient: bool) -> None:
+    made = tiny.read("Who?", answer=ANSWER)
+    found = score_sentences(tiny, made, gradient=gradient, states=True)
+    assert len(found) == 3
+    for each in found:
+        assert each.states is not None
+        own = hidden(tiny, made, each.states.layers)[each.start : each.stop]
+        assert each.states.mean == pytest.approx(own.mean(dim=0).tolist(), abs=2e-3)  # float16
+        assert each.states.last == pytest.approx(own[-1].tolist(), abs=2e-3)
+
+
+def test_the_states_of_a_single_sentence_are_those_of_the_answer(tiny: WhiteBoxModel) -> None:
+    made = tiny.read("Who?", answer="It was Ada.")
+    [score] = BySentence(HybridGrad(), states=True).batch(tiny, [made])
+    [sentence] = score.sentences
+    assert sentence.states is not None and score.states is not None
+    assert sentence.states.layers == score.states.layers
+    assert sentence.states.features == pytest.approx(score.states.features, abs=2e-3)
+
+
+def test_an_answer_that_was_cut_has_states_too(tiny: WhiteBoxModel) -> None:
+    """Its last token was drawn and never read."""
+    for most in (1, 7):
+        made = tiny.generate("Who?", max_new_tokens=most)
+        if not has_visible(made.content):
+            continue
+        for each in score_sentences(tiny, made, gradient=False, states=True):
+            assert each.states is not None and all(map(math.isfinite, each.states.features))
+
+
+def test_states_are_in_the_identity_only_where_they_are_read() -> None:
+    plain, other = BySentence(HybridGrad()), BySentence(HybridGrad(), states=True)
+    assert plain.identity == other.identity
+    assert dict(plain.sentences.settings) == {"gradient": "False"}
+    assert dict(other.sentences.settings) == {"gradient": "False", "layers": "paper", "states": "True"}
+
+
+def test_the_plain_form_has_no_states(tiny: WhiteBoxModel) -> None:
+    [first, *_] = score_sentences(tiny, tiny.read("Who?", answer=ANSWER), gradient=False, states=True)
+    assert set(first.to_json_dict()) == {"start", "stop", "begin", "end", "scores"}

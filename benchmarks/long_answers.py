@@ -6,8 +6,8 @@
 The questions (``long_answers.yaml``) ask for several facts that rules can check, a sentence each; the models answer in
 their own words after three examples of other facts. ``draw`` goes on where it was stopped. ``report`` judges every
 sentence by rule and prints the AUROC of "wrong" of each score, with 95 % intervals from 2,000 bootstrap draws of
-responses, that of learned scores out of fold beside what the text alone tells, and what thresholds certified on half of
-the responses keep of the other half. ``--rows`` writes what ``calibrate --for sentences`` reads.
+responses, that of learned scores out of fold beside what the text alone tells, and what thresholds certified on a part
+of the responses keep of the rest. ``--rows`` writes what ``calibrate --for sentences`` reads.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from hallucination_guard.calibration.backoff import Scored, limits, retention
 from hallucination_guard.calibration.folds import fold_of
 from hallucination_guard.calibration.fusion import cross_fitted
 from hallucination_guard.calibration.probe import fit_probe
+from hallucination_guard.calibration.ranking import gain
 from hallucination_guard.calibration.responses import CheckedSentence
 from hallucination_guard.calibration.stack import fit_fused
 from hallucination_guard.evaluation.store import Store
@@ -81,13 +82,18 @@ def questions() -> list[Question]:
 
 def judge(question: Question, sentence: str) -> Judged:
     """Whether a sentence is right, by rule; ``unchecked`` where the rule cannot say what it claims."""
-    text = " ".join(re.sub(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+", "", sentence).replace("**", "").split())
+    text = _unmarked(sentence)
     if re.search(r"\b(?:not|no|never|isn't|or)\b|\?$", text, re.IGNORECASE):
         return "unchecked"
     if question.set >= 0:
         return _of_set(CATALOGUE["sets"][question.set], text)
     # The last example is about colours, and some answers go on with it.
     return "unchecked" if "colour" in text else _of_relation(question, text)
+
+
+def _unmarked(sentence: str) -> str:
+    """Without what makes it an item of a list, or bold."""
+    return " ".join(re.sub(r"^\s*(?:\d{1,2}[.)]|[-*•])\s+", "", sentence).replace("**", "").split())
 
 
 def _of_set(kind: Mapping[str, Any], text: str) -> Judged:
@@ -106,16 +112,22 @@ def _of_set(kind: Mapping[str, Any], text: str) -> Judged:
     return "unchecked" if vague else "wrong"
 
 
-def _of_relation(question: Question, text: str) -> Judged:
-    relation = CATALOGUE["relations"][question.relation]
-    items, exact = relation["items"], relation.get("exact", False)
+def item_of(question: Question, text: str) -> str:
+    """The one item of a relation that a sentence is about; empty where there is none, or several."""
+    items = CATALOGUE["relations"][question.relation]["items"] if question.relation else ()
     named = {str(key) for key in items if _mentions(text, str(key))}
     named = {key for key in named if not any(key != other and _mentions(other, key) for other in named)}
     if len(named) > 1:  # "The opposite of wide is fast": it is about the one before the verb
         named = {key for key in named if re.search(rf"(?:of|for|in) {re.escape(_bare(key))} (?:is|was)\b", _bare(text))}
-    if len(named) != 1:
+    return named.pop() if len(named) == 1 else ""
+
+
+def _of_relation(question: Question, text: str) -> Judged:
+    relation = CATALOGUE["relations"][question.relation]
+    items, exact = relation["items"], relation.get("exact", False)
+    key = item_of(question, text)
+    if not key:
         return "unchecked"
-    (key,) = named
     right = [each.strip() for each in str(items[key] if key in items else items[int(key)]).split("|")]
     for pattern in relation["claims"]:
         if found := re.search(pattern, text):
@@ -213,10 +225,11 @@ def draw(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Table:
-    """The sentences of a run that could be judged: of each its response, relation, label, text and scores."""
+    """The sentences of a run that could be judged: of each its response, relation, item, label, text and scores."""
 
     response: np.ndarray
     kind: np.ndarray
+    item: np.ndarray
     wrong: np.ndarray
     texts: Sequence[str]
     scores: Mapping[str, np.ndarray]
@@ -247,6 +260,12 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         response=np.array([at for at, *_ in every]),
         kind=np.array([each.relation or f"set {each.set}" for each in kinds]),
+        item=np.array(
+            [
+                f"{asked.relation} {asked.set} {item_of(asked, _unmarked(each['text'])) or each['text']}"
+                for asked, (*_, each) in zip(kinds, every, strict=True)
+            ]
+        ),
         wrong=np.array([each["judged"] == "wrong" for *_, each in every]),
         texts=[each["text"] for *_, each in every],
         scores=scores,
@@ -256,13 +275,17 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
 def learned(table: Table, checked: Sequence[CheckedSentence]) -> dict[str, np.ndarray]:
     """What is learned from labels, of each sentence by what was learned from others.
 
-    Others are those of other questions; or of other relations, kinds of fact that nothing learned from has. Beside the
-    fused score and its probe stands what the text alone shows: a relation is easy or hard as a whole, and its name
-    tells which.
+    Others are those of other questions; of other items, since some are asked for several times; or of other relations,
+    kinds of fact that nothing learned from has. Beside the fused score and its probe stands what the text alone shows:
+    a relation is easy or hard as a whole, and its name tells which.
     """
     found = {}
     ids = [each.id for each in checked]
-    for named, groups in (("", ids), (", relations never labelled", table.kind.tolist())):
+    for named, groups in (
+        ("", ids),
+        (", items never labelled", table.item.tolist()),
+        (", relations never labelled", table.kind.tolist()),
+    ):
         if len(set(groups)) < 5:
             continue  # fewer than folds
         own = [replace(each, id=group) for each, group in zip(checked, groups, strict=True)]
@@ -321,7 +344,7 @@ def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What thresholds fitted on one half leave of the other, mean over many halvings; see ``Retention``.
+    """What thresholds calibrated on a part leave of the rest, mean over many splits; see ``Retention``.
 
     Args:
         sentences: share kept.
@@ -344,17 +367,18 @@ def backed_off(
     *,
     alphas: Sequence[float] = ALPHAS,
     allowed: Sequence[int] = ALLOWED,
-    halvings: int = 100,
+    part: float = 0.5,
+    times: int = 100,
 ) -> dict[tuple[str, int, float], Left]:
-    """Calibrate on one half of the responses, apply to the other; by guarantee, k and α, without what is infeasible."""
+    """Calibrate on a part of the responses, apply to the rest; by guarantee, k and α, without what is infeasible."""
     rng, found = np.random.default_rng(1), defaultdict(list)
-    for _ in range(halvings):
+    for _ in range(times):
         order = rng.permutation(len(responses)).tolist()
-        half = len(order) // 2
-        fitted = calibrate_sentences([responses[at] for at in order[:half]], score=name, alphas=alphas, at_most=allowed)
+        cut = round(part * len(order))
+        fitted = calibrate_sentences([responses[at] for at in order[:cut]], score=name, alphas=alphas, at_most=allowed)
         others = [
             [(fitted.value(own.scores, own.states), own.correct) for own in responses[at].sentences]
-            for at in order[half:]
+            for at in order[cut:]
         ]
         for each in fitted.thresholds:
             found[each.guarantee, each.at_most, each.alpha].append(_left(others, each.threshold, each.at_most))
@@ -388,9 +412,12 @@ def report(options: argparse.Namespace) -> int:
         f"{table.wrong.mean():.1%} wrong; responses with more than 0, 1, 2 wrong: "
         + ", ".join(f"{np.mean([each > k for each in failing]):.0%}" for k in (0, 1, 2))
     )
-    print("\n| score | AUROC of wrong (95 %) | within a relation |\n|---|---|---|")
+    print("\n| score | AUROC of wrong (95 %) | within a relation | fused less this |\n|---|---|---|---|")
+    fused, ids = table.scores["fused"], [str(each) for each in table.response]
     for name, (value, low, high) in sorted(aurocs(table).items(), key=lambda each: -each[1][0]):
-        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) | {within(table, table.scores[name]):.3f} |")
+        score = table.scores[name]
+        less = "" if np.isnan(score).any() else str(gain(fused, score, table.wrong, ids, level=0.95))
+        print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) | {within(table, score):.3f} | {less} |")
     chance = np.random.default_rng(0)
     with_chance = [
         replace(
@@ -399,9 +426,10 @@ def report(options: argparse.Namespace) -> int:
         )
         for each in responses
     ]
-    left = {name: backed_off(with_chance, name, halvings=options.halvings) for name in options.scores}
+    left = {name: backed_off(with_chance, name, part=options.part, times=options.times) for name in options.scores}
     for guarantee in ("certified", "average"):
-        print(f"\n{guarantee}; fitted on {len(rows) // 2} responses, kept of the others ({options.halvings} halvings)")
+        used = round(options.part * len(rows))
+        print(f"\n{guarantee}; calibrated on {used} responses, kept of the others (mean of {options.times} splits)")
         print(
             "| score | k | α | sentences kept | right kept | wrong among kept | empty | failing |\n" + "|---" * 8 + "|"
         )
@@ -450,7 +478,8 @@ def main() -> int:
     parser.add_argument("--gradients", type=int, default=GRADIENTS, help="answers that get SemGrad of their sentences")
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--scores", nargs="+", default=["fused", "sequence_nll", "mean_nll", "chance"])
-    parser.add_argument("--halvings", type=int, default=100)
+    parser.add_argument("--part", type=float, default=0.5, help="share of the responses that calibrates")
+    parser.add_argument("--times", type=int, default=100, help="so many splits")
     parser.add_argument("--judged", type=int, default=0, help="so many judged sentences are printed")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these")
     options = parser.parse_args()

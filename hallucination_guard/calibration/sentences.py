@@ -27,7 +27,7 @@ from hallucination_guard.calibration.backoff import (
     threshold_at,
 )
 from hallucination_guard.calibration.bound import loaded, refuse_others
-from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split, upper_bound
+from hallucination_guard.calibration.certificate import split, upper_bound
 from hallucination_guard.calibration.fusion import FUSED, Fusion
 from hallucination_guard.calibration.responses import LabelledResponse
 from hallucination_guard.calibration.stack import fit_fused
@@ -43,7 +43,10 @@ from hallucination_guard.values import (
     States,
 )
 
-__all__ = ["NoBackoff", "SentenceCalibration", "SentenceThreshold", "calibrate_sentences"]
+__all__ = ["FIT_SHARE", "NoBackoff", "SentenceCalibration", "SentenceThreshold", "calibrate_sentences"]
+
+FIT_SHARE = 0.5
+"""Of the responses, for a fused score: learning from more is worth certifying on fewer (docs/sentences.md)."""
 
 _COVERED = {
     *("score", "fusion", "fingerprint", "structure", "dtype", "template"),
@@ -273,7 +276,7 @@ def calibrate_sentences(
     alphas: Iterable[float],
     at_most: Iterable[int] = (0,),
     delta: float = 0.1,
-    share: float = FIT_SHARE_FUSED,
+    share: float = FIT_SHARE,
     seed: int = 0,
     date: str | None = None,
 ) -> SentenceCalibration:

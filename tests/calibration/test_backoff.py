@@ -102,3 +102,9 @@ def test_the_benchmark_reads_responses(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "r.jsonl"), "--draws", "200", "--n", "15"])
     assert bench.main() == 0
     assert "INFEASIBLE" in capsys.readouterr().out  # 15 responses cannot show α = .1
+
+
+def test_the_benchmark_fits_weights_for_every_set(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--score", "fused", "--draws", "6", "--n", "60"])
+    assert bench.main() == 0
+    assert "made-up responses, fused" in capsys.readouterr().out

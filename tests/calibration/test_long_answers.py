@@ -136,13 +136,13 @@ def test_the_report_tells_scores_from_chance_and_writes_rows(tmp_path, monkeypat
     assert found["mean_nll"][1] > 0.6 > found["chance"][2]
     assert bench.within(table, table.scores["mean_nll"]) == pytest.approx(found["mean_nll"][0])  # one relation only
     responses = [replace(bench.labelled(header, row), id=f"q{at}") for at, row in enumerate(rows)]
-    left = bench.backed_off(responses, "mean_nll", alphas=[0.01, 0.3], allowed=[0], halvings=30)
+    left = bench.backed_off(responses, "mean_nll", alphas=[0.01, 0.3], allowed=[0], times=30)
     assert left["average", 0, 0.3].right > 0.2 and left["average", 0, 0.3].failing <= 0.35
     assert ("certified", 0, 0.01) not in left
     monkeypatch.setattr(bench, "aurocs", lambda table: bench_aurocs(table, draws=100))
     monkeypatch.setattr(bench, "labelled", lambda header, row: next(own))
     own, rows_file = iter(responses), tmp_path / "rows.jsonl"
-    options = ["--rows", rows_file, "--judged", 3, "--scores", "mean_nll", "fused", "--halvings", 2]
+    options = ["--rows", rows_file, "--judged", 3, "--scores", "mean_nll", "fused", "--times", 2]
     monkeypatch.setattr(sys, "argv", [*map(str, ["x", "report", tmp_path / "run.jsonl", *options])])
     assert bench.main() == 0
     shown = capsys.readouterr().out
@@ -156,6 +156,7 @@ def test_what_is_right_of_one_kind_and_wrong_of_another_is_not_told_within_kinds
     table = bench.Table(
         response=np.arange(100),
         kind=kind,
+        item=kind,
         wrong=np.arange(100) % 10 < np.where(kind == "year", 8, 2),
         texts=(),
         scores={},
@@ -164,3 +165,10 @@ def test_what_is_right_of_one_kind_and_wrong_of_another_is_not_told_within_kinds
     assert bench._auroc(table.wrong, by_kind) == pytest.approx(0.8)
     assert bench.within(table, by_kind) == 0.5
     assert bench.within(table, table.wrong.astype(float)) == 1.0
+
+
+def test_a_sentence_is_about_one_item() -> None:
+    assert bench.item_of(of("capital"), "The capital of France is Paris.") == "France"
+    assert bench.item_of(of("opposite"), "The opposite of wide is fast.") == "wide"
+    assert bench.item_of(of("capital"), "France and Japan have capitals.") == ""
+    assert bench.item_of(among("plays by Shakespeare"), "Emma is a play.") == ""

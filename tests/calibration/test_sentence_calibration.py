@@ -247,7 +247,7 @@ class TestFused:
     def test_states_that_know_keep_more_of_what_is_right(self) -> None:
         found = fused(knowing())
         assert found.fusion is not None and found.fusion.probe is not None
-        assert (found.fitted, found.responses, found.thresholds[0].n) == (64, 96, 96)
+        assert (found.fitted, found.responses, found.thresholds[0].n) == (80, 80, 80)
         assert right(found) > right(fused(knowing(), score="mean_nll")) + 0.2
 
     def test_the_threshold_is_that_of_the_others_by_the_weights(self) -> None:
@@ -256,7 +256,7 @@ class TestFused:
         found = fused(rows)
         [threshold] = [each for each in found.thresholds if each.guarantee == "certified"]
         by_id = {each.id: each for each in rows}
-        first_seen = sorted(by_id, key=lambda each: hashlib.sha256(f"0\0{each}".encode()).digest())[:64]
+        first_seen = sorted(by_id, key=lambda each: hashlib.sha256(f"0\0{each}".encode()).digest())[:80]
         failing = 0
         for each in (by_id[name] for name in by_id if name not in first_seen):
             scored = found.completed([as_sentence(own) for own in each.sentences])
@@ -282,9 +282,10 @@ class TestFused:
 
     @staticmethod
     def _fit_part(rows: list[LabelledResponse]) -> frozenset[str]:
-        from hallucination_guard.calibration.certificate import FIT_SHARE_FUSED, split
+        from hallucination_guard.calibration.certificate import split
+        from hallucination_guard.calibration.sentences import FIT_SHARE
 
-        return split([each.id for each in rows], share=FIT_SHARE_FUSED)[0]
+        return split([each.id for each in rows], share=FIT_SHARE)[0]
 
     def test_what_was_said_once_needs_no_states_again(self) -> None:
         rows = knowing()
@@ -342,7 +343,7 @@ class TestFused:
             run("--data", tmp_path / "r.jsonl", "--output", tmp_path / "s.json", "--score", FUSED, "--alpha", 0.3) == 0
         )
         assert SentenceCalibration.load(tmp_path / "s.json").thresholds == fused(knowing()).thresholds
-        assert "64 other responses" in capsys.readouterr().out
+        assert "80 other responses" in capsys.readouterr().out
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_a_share_out_of_range_is_refused(self, share: float) -> None:

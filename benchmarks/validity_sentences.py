@@ -188,7 +188,7 @@ def with_states(*, responses: int = 800, seed: int = 0) -> list[LabelledResponse
                 judge="made up",
                 sentences=tuple(sentences),
                 model=ModelIdentity(name="m", fingerprint="f", dtype="float32", template="t"),
-                scorer=ScorerIdentity(name="sentences", version="1"),
+                scorer=ScorerIdentity(name="sentences", version="1", settings={"states": "True"}),
                 conditions=Conditions(frame="f", endings=("stop",)),
             )
         )

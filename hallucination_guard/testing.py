@@ -442,7 +442,8 @@ class ScriptedScorer:
         score = self._whole(generation)
         if self._by_sentence is None or score.status != "scored" or generation.written_calls:
             return score
-        return replace(score, sentences=tuple(_sentences(generation.content, self._by_sentence)))
+        found = tuple(_sentences(generation.content, self._by_sentence))
+        return replace(score, sentences=found, sentence_scorer=self.sentences)
 
     def _whole(self, generation: Generation) -> Score:
         line = self._line(generation)

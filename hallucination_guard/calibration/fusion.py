@@ -10,6 +10,7 @@ needs scipy, applying needs nothing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias, TypeVar
@@ -144,6 +145,12 @@ class Fusion(BaseModel):
         if not all(low <= high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError("a signal's range is turned around")
         return self
+
+    @property
+    def name(self) -> str:
+        """Under which a sentence keeps its fused score; a hash of what computes it is part of it."""
+        plain = self.model_dump_json(exclude={"why"})
+        return f"{FUSED}:{hashlib.sha256(plain.encode()).hexdigest()[:12]}"
 
     def score(self, scores: Mapping[str, float], states: States | None = None) -> float:
         """The fused score of one answer; higher = less certain, always positive.
@@ -308,7 +315,7 @@ def optimum(x: Floats, wrong: Floats, *, prior: Sequence[float] | None = None, c
         c: C.
 
     Raises:
-        CalibrationError: if it does not converge.
+        CalibrationError: if it does not converge, or all answers are right, or wrong.
         MissingExtra: if scipy is not installed.
     """
     import numpy as np
@@ -330,7 +337,9 @@ def optimum(x: Floats, wrong: Floats, *, prior: Sequence[float] | None = None, c
         value = np.sum(np.logaddexp(0.0, z) - wrong * z) + 0.5 * np.sum(held * away * away)
         return float(value), full.T @ (p - wrong) + held * away
 
-    rate = wrong.mean()
+    rate = wrong.mean() if len(wrong) else 0.0
+    if not 0.0 < rate < 1.0:
+        raise CalibrationError("there are only right or only wrong answers", hint="give more labelled answers")
     start = np.append(believed[:-1], math.log(rate / (1.0 - rate)))
     bounds = [(0.0, None)] * x.shape[1] + [(None, None)]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-9})

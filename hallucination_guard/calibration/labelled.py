@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hallucination_guard.errors import InputError
 from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, States, from_json
 
-__all__ = ["Beginning", "Labelled", "read_labelled", "write_labelled"]
+__all__ = ["Beginning", "Labelled", "read_labelled", "refuse_odd_origin", "write_labelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,28 +170,40 @@ def _refuse_odd_scores(scores: Mapping[str, float], what: str) -> None:
 
 
 def _refuse_odd_types(answer: Labelled) -> None:
-    """JSON has numbers where texts belong, and NaN; what is compared, hashed and bound to must be what it seems."""
-    model, scorer = answer.model, answer.scorer
-    texts = {
-        "id": answer.id,
-        "judge": answer.judge,
+    policy = {} if answer.policy is None else {"policy": answer.policy}
+    refuse_odd_origin(answer.model, answer.scorer, {"id": answer.id, "judge": answer.judge, **policy})
+    for name, number in (("attempt", answer.attempt), ("length", answer.length)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{name} of {answer.id!r} is {number!r}, not a whole number")
+
+
+def refuse_odd_origin(model: ModelIdentity, scorer: ScorerIdentity, more: Mapping[str, object]) -> None:
+    """JSON has numbers where texts belong, and NaN; what is compared, hashed and bound to must be what it seems.
+
+    Args:
+        model: who answered.
+        scorer: what measured.
+        more: by name what has to be a text as well.
+
+    Raises:
+        ValueError: if something is no text, or half a surrogate pair.
+    """
+    texts: dict[str, object] = {
+        **more,
         "model.name": model.name,
         "model.fingerprint": model.fingerprint,
         "model.dtype": model.dtype,
         "model.template": model.template,
         "scorer.name": scorer.name,
         "scorer.version": scorer.version,
-        **({} if answer.policy is None else {"policy": answer.policy}),
     }
     for name, value in texts.items():
         if not isinstance(value, str) or not value:
             raise ValueError(f"{name} is {value!r}, not a text")
         value.encode()  # half a surrogate pair is no text either: it cannot be hashed or written
-    for name, number in (("attempt", answer.attempt), ("length", answer.length)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ValueError(f"{name} of {answer.id!r} is {number!r}, not a whole number")
     settings = scorer.settings
-    if not isinstance(settings, Mapping) or not all(
-        isinstance(each, str) for pair in settings.items() for each in pair
-    ):
-        raise ValueError(f"the scorer's settings are {settings!r}, not texts by name")
+    said = [model.structure, *settings.keys(), *settings.values()] if isinstance(settings, Mapping) else [None]
+    for each in said:
+        if not isinstance(each, str):
+            raise ValueError(f"structure {model.structure!r} and the scorer's settings {settings!r} are not all texts")
+        each.encode()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hallucination_guard.calibration.labelled import refuse_odd_origin
 from hallucination_guard.errors import InputError
 from hallucination_guard.values import Conditions, FrozenDict, ModelIdentity, ScorerIdentity, States, from_json
 from hallucination_guard.values.sentence import Sentence
@@ -34,7 +35,8 @@ class LabelledSentence:
             raise ValueError(f"the label of a sentence is {self.correct!r}, not true, false or null")
         if not isinstance(self.scores, Mapping):
             raise ValueError(f"the scores of a sentence are {self.scores!r}")
-        Sentence(start=0, stop=1, begin=0, end=1, scores=self.scores)  # it refuses what is no finite number
+        # It refuses what is no finite number, and what are no states.
+        Sentence(start=0, stop=1, begin=0, end=1, scores=self.scores, states=self.states)
         object.__setattr__(self, "scores", FrozenDict(self.scores))
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -82,10 +84,7 @@ class LabelledResponse:
     conditions: Conditions
 
     def __post_init__(self) -> None:
-        for name, value in (("id", self.id), ("judge", self.judge)):
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{name} is {value!r}, not a text")
-            value.encode()  # half a surrogate pair cannot be hashed
+        refuse_odd_origin(self.model, self.scorer, {"id": self.id, "judge": self.judge})
         if not self.sentences:
             raise ValueError(f"the response {self.id!r} has no sentences")
         if not isinstance(self.conditions, Conditions) or len(self.conditions.endings) != 1:

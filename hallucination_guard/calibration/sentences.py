@@ -160,7 +160,7 @@ class SentenceCalibration(BaseModel):
     schema_version: Literal[1] = 1
     score: str
     fusion: Fusion | None = None
-    fitted: int = Field(0, ge=0)
+    fitted: int = Field(0, ge=0, strict=True)
     fingerprint: str
     structure: str
     dtype: str
@@ -194,6 +194,9 @@ class SentenceCalibration(BaseModel):
             raise ValueError(f"{self.wrong} wrong and {self.unchecked} unchecked of {self.sentences} cannot be")
         if not (self.fusion is not None) == (self.score == FUSED) == (self.fitted > 0):
             raise ValueError("the score is called fused exactly where there are weights fitted on other responses")
+        counts = {each.n for each in self.thresholds} | {each.n for each in self.infeasible}
+        if counts - {self.responses}:
+            raise ValueError(f"the thresholds are of {counts} responses and the calibration is of {self.responses}")
         if odd := [each.id for each in self.thresholds if (each.covers, each.data) != (self.covered, self.data)]:
             raise ValueError(f"the thresholds {odd!r} are of another model, scorer, conditions or data")
         return self
@@ -206,17 +209,19 @@ class SentenceCalibration(BaseModel):
             del plain["fusion"]
         else:
             del plain["fusion"]["why"]
+            plain["fitted"] = self.fitted
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def backoffs(self) -> tuple[Backoff, ...]:
         """The thresholds as a verdict carries them."""
+        name = self.score if self.fusion is None else self.fusion.name
         return tuple(
             Backoff(
                 alpha=each.alpha,
                 at_most=each.at_most,
                 guarantee=each.guarantee,
-                score=self.score,
+                score=name,
                 threshold=each.threshold,
                 certificate=each.id,
             )
@@ -232,19 +237,20 @@ class SentenceCalibration(BaseModel):
         return _read(self.score, self.fusion, scores, states)
 
     def completed(self, sentences: Sequence[Sentence]) -> tuple[Sentence, ...]:
-        """Sentences with the score that the thresholds read, and with what the probe said of each, for the record.
+        """Sentences with the score that the thresholds read, under the name that says by which weights.
 
         Raises:
             CalibrationError: if it is ``fused`` and a sentence has not what that reads.
         """
-        return tuple(sentences) if self.fusion is None else tuple(map(self._completed, sentences))
-
-    def _completed(self, sentence: Sentence) -> Sentence:
-        assert self.fusion is not None  # completed() saw to it
-        scores, probe = dict(sentence.scores), self.fusion.probe
-        if probe is not None and probe.name not in scores:
-            scores[probe.name] = probe.odds(sentence.states)
-        return replace(sentence, scores={**scores, FUSED: self.value(scores)})
+        if self.fusion is None:
+            return tuple(sentences)
+        name = self.fusion.name
+        return tuple(
+            each
+            if name in each.scores  # it was judged before, and states may be gone
+            else replace(each, scores={**each.scores, name: self.value(each.scores, each.states)})
+            for each in sentences
+        )
 
     def check(self, model: ModelIdentity, scorer: ScorerIdentity) -> None:
         """Refuse the calibration of another model or scorer of sentences.
@@ -309,14 +315,13 @@ def calibrate_sentences(
         )
     fusion, fitted_on = None, frozenset[str]()
     if score == FUSED:
+        _check_scorer_of_states(responses)
         fitted_on, _ = split([each.id for each in responses], share=share, seed=seed)
         fusion = fit_fused([own for each in responses if each.id in fitted_on for own in each.checked])
     tested = [each for each in responses if each.id not in fitted_on]
     if not tested:
         raise CalibrationError(f"{len(responses)} responses are all in the fit part", hint="give more of them")
-    scored: list[Scored] = [
-        [(_read(score, fusion, own.scores, own.states), own.correct) for own in each.sentences] for each in tested
-    ]
+    scored = [_scored(each, score, fusion) for each in tested]
     labels = [correct for each in scored for _, correct in each]
     plain = sorted([each.id, [list(pair) for pair in own]] for each, own in zip(tested, scored, strict=True))
     bare = SentenceCalibration(
@@ -349,6 +354,24 @@ def calibrate_sentences(
                 thresholds.append(found) if isinstance(found, SentenceThreshold) else infeasible.append(found)
     fields = {name: getattr(bare, name) for name in SentenceCalibration.model_fields}
     return SentenceCalibration(**{**fields, "thresholds": tuple(thresholds), "infeasible": tuple(infeasible)})
+
+
+def _check_scorer_of_states(responses: Sequence[LabelledResponse]) -> None:
+    """What reads states says so in its identity; else a guard would be bound to a scorer that reads none."""
+    scorer = responses[0].scorer
+    reads = scorer.name != "sentences" or scorer.settings.get("states") == "True"
+    if not reads and any(own.states is not None for each in responses for own in each.sentences):
+        raise CalibrationError(
+            "the rows have states, and the scorer that they name reads none",
+            hint="give scorer=BySentence(..., states=True).sentences",
+        )
+
+
+def _scored(response: LabelledResponse, score: str, fusion: Fusion | None) -> Scored:
+    try:
+        return [(_read(score, fusion, each.scores, each.states), each.correct) for each in response.sentences]
+    except CalibrationError as error:
+        raise CalibrationError(f"the response {response.id!r}: {error.message}", hint=error.hint) from None
 
 
 def _read(score: str, fusion: Fusion | None, scores: Mapping[str, float], states: States | None) -> float:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["fit_fused"]
 
 _LIKELIHOOD = "sequence_nll"  # the one score that may stand alone
+_FOLDS, _SEED = 5, 2  # of the questions
 _LEAST = 40  # answers, and
-_OF_A_KIND = 8  # right and wrong ones, and
-_QUESTIONS = 10  # at the least, for anything but all scores to be tried
+_OF_A_KIND = 8  # questions with a right answer and questions with a wrong one, at the least, for more than all scores
 _LEVEL = 0.5  # of the interval: docs/evidence.md has what other levels cost and bring
 
 
@@ -58,10 +58,11 @@ def fit_fused(answers: Sequence[Told]) -> Fusion:
     plain = fit_fusion(answers)
     scored = [each for each in answers if each.status == "scored"]
     wrong = np.array([not each.correct for each in scored])
-    few = int(min(wrong.sum(), (~wrong).sum()))
     ids = [each.id for each in scored]
-    if len(scored) < _LEAST or few < _OF_A_KIND or len(set(ids)) < _QUESTIONS:
-        had = f"{len(scored)} labels of {len(set(ids))} questions, {few} of the rarer kind"
+    # Questions are counted, not answers: what is left out in a fold is a question with all its answers.
+    few = min(len({name for name, own in zip(ids, wrong, strict=True) if own == kind}) for kind in (True, False))
+    if len(scored) < _LEAST or few < _OF_A_KIND or _one_sided(wrong, ids):
+        had = f"{len(scored)} labels, {few} questions of the rarer kind"
         return plain.model_copy(update={"why": f"no probe: {had}, are too few"})
     names, signals = signals_of(scored), matrix(scored)
     states = [each.states for each in scored if each.states is not None]
@@ -85,12 +86,18 @@ def fit_fused(answers: Sequence[Told]) -> Fusion:
     return plain.model_copy(update={"why": f"{why}; all scores fused"})
 
 
+def _one_sided(wrong: NDArray[np.bool_], ids: Sequence[str]) -> bool:
+    """Whether some fold leaves only right or only wrong answers to learn from."""
+    parts = fold_of(ids, _FOLDS, seed=_SEED)
+    return any(len(set(wrong[parts != part].tolist())) < 2 for part in range(_FOLDS))
+
+
 def _left_out(logs: Floats, wrong: NDArray[np.bool_], ids: Sequence[str], prior: Sequence[float]) -> Floats:
     """What the second stage says of each answer, with weights that were fitted on other questions."""
     import numpy as np
 
-    parts, found = fold_of(ids, 5, seed=2), np.zeros(len(wrong))
-    for part in range(5):
+    parts, found = fold_of(ids, _FOLDS, seed=_SEED), np.zeros(len(wrong))
+    for part in range(_FOLDS):
         inside, rest = parts == part, parts != part
         if not inside.any():
             continue

@@ -11,14 +11,13 @@ __all__ = ["check_sentences", "default_scorer", "delivered"]
 
 
 def default_scorer(policy: Policy, sentences: SentenceCalibration | None) -> Scorer:
-    """HybridGrad, with what is read of sentences beside it where the policy or a calibration of them asks for it."""
+    """HybridGrad; for a policy that acts on sentences they are scored beside it, as their calibration has it."""
     from hallucination_guard.scoring import BySentence, HybridGrad
+    from hallucination_guard.scoring.sentences import by_settings
 
-    if sentences is None and not getattr(policy, "edits", False):
+    if not getattr(policy, "edits", False):
         return HybridGrad()
-    wanted = {} if sentences is None else sentences.scorer_settings
-    gradient, states = (wanted.get(name) == "True" for name in ("gradient", "states"))
-    return BySentence(HybridGrad(), gradient=gradient, states=states)
+    return BySentence(HybridGrad()) if sentences is None else by_settings(HybridGrad(), sentences.scorer_settings)
 
 
 def check_sentences(policy: Policy, scorer: Scorer, sentences: SentenceCalibration | None, model: Model) -> None:

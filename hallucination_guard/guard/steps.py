@@ -91,9 +91,12 @@ class Steps:
                 f"a draft of {progress.newest.generation.model.name!r} was kept, and the guard's model is another one",
                 hint="go on with the model that the call began with, or ask again",
             )
-        scored = progress.judged is not None and progress.judged.verdict.score.status == "scored"
-        if scored and progress.judged.verdict.score.scorer != self.guard.scorer.identity:  # type: ignore[union-attr]
-            raise ConfigurationError(
-                "a draft was scored by another scorer than the guard's", hint="go on with the scorer that it began with"
-            )
+        score = None if progress.judged is None else progress.judged.verdict.score
+        if score is not None and score.status == "scored":
+            own = (self.guard.scorer.identity, getattr(self.guard.scorer, "sentences", None))
+            if (score.scorer, score.sentence_scorer) != (own[0], own[1] if score.sentences else None):
+                raise ConfigurationError(
+                    "a draft was scored by another scorer than the guard's",
+                    hint="go on with the scorer that it began with",
+                )
         return progress

@@ -10,22 +10,24 @@ reads. What else is measured of a sentence is one more name in ``scores``.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from hallucination_guard.errors import ScoringError
+from hallucination_guard.errors import ConfigurationError, ScoringError
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own, nothing_to_measure, white_box
 from hallucination_guard.scoring.spans import measure_spans
 from hallucination_guard.scoring.states import span_states
 from hallucination_guard.scoring.token_texts import token_texts
-from hallucination_guard.values import Generation, Model, Score, Scorer, ScorerIdentity, Sentence
+from hallucination_guard.values import Generation, Model, Score, Scorer, ScorerIdentity, Sentence, States
 from hallucination_guard.values.text import has_visible, sentence_ranges, sentence_starts
 
 __all__ = ["BySentence", "score_sentences"]
 
 _VERSION = "1"
+_NAMED = ("layers", "reduction", "weighting")  # the settings of a gradient, the first one also of states
 
 
 def score_sentences(
@@ -43,7 +45,8 @@ def score_sentences(
         generation: an answer in prose.
         gradient: whether to take ``semgrad`` of each sentence and its ``semgrad_share`` of the answer's, too; needs an
             anchor.
-        states: whether to read the ``states`` of each sentence for a probe: half a forward; needs an anchor.
+        states: whether to read the ``states`` of each sentence, for a probe, by a forward of the deep half; needs an
+            anchor.
         settings: of the gradient; its layers are also those of the states.
 
     Returns:
@@ -57,6 +60,9 @@ def score_sentences(
     """
     check_own(model, generation)
     ranges, characters = _found(model, generation)
+    read_states: tuple[States | None, ...] = (None,) * len(ranges)
+    if states:
+        read_states, generation = span_states(model, generation, ranges, settings.deep(model.layout.depth))
     if gradient:
         read = measure_spans(model, generation, ranges, settings)
         more = [{"semgrad": own, "semgrad_share": share} for own, share in zip(read.alone, read.shares, strict=True)]
@@ -64,7 +70,7 @@ def score_sentences(
     else:
         whole = Likelihood(thinking="counted")(model, generation)
         found = _sentences(generation, ranges, characters, whole.token_entropies, whole.token_logprobs)
-    return _with_states(model, generation, found, settings) if states else found
+    return _with_states(found, read_states)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class BySentence:
     Args:
         scorer: measures the answer.
         gradient: whether to take SemGrad of each sentence: another pass. Without it sentences cost nothing more.
-        states: whether to read what a fused score of sentences needs: half a forward.
+        states: whether to read what a fused score of sentences needs: a forward of the deep half.
         settings: of the gradient; its layers are also those of the states.
     """
 
@@ -103,16 +109,30 @@ class BySentence:
 
     def batch(self, model: Model, generations: Sequence[Generation]) -> list[Score]:
         """One score a generation, in order."""
-        scores = self.scorer.batch(model, generations)
-        return [self._with(white_box(model), *each) for each in zip(generations, scores, strict=True)]
+        white = white_box(model)
+        read = [self._read(white, each) for each in generations]
+        scores = self.scorer.batch(model, [each for _, each in read])
+        return [
+            self._with(white, generation, score, states)
+            for (states, generation), score in zip(read, scores, strict=True)
+        ]
 
-    def _with(self, model: WhiteBoxModel, generation: Generation, score: Score) -> Score:
+    def _read(self, model: WhiteBoxModel, generation: Generation) -> tuple[tuple[States, ...], Generation]:
+        """The states of the sentences, first: the scorer uses up what was kept of drawing them."""
+        if not self.states or nothing_to_measure(generation, "left_out") or _no_prose(generation):
+            return (), generation
+        check_own(model, generation)
+        ranges, _ = _found(model, generation)
+        return span_states(model, generation, ranges, self.settings.deep(model.layout.depth))
+
+    def _with(
+        self, model: WhiteBoxModel, generation: Generation, score: Score, states: Sequence[States | None]
+    ) -> Score:
         if score.status != "scored" or _no_prose(generation):
             return score
         found = self._found(model, generation, score)
         return replace(
-            score,
-            sentences=_with_states(model, generation, found, self.settings) if self.states else found,
+            score, sentences=_with_states(found, states or [None] * len(found)), sentence_scorer=self.sentences
         )
 
     def _found(self, model: WhiteBoxModel, generation: Generation, score: Score) -> tuple[Sentence, ...]:
@@ -134,20 +154,25 @@ def sentence_scorer(
     settings: GradientSettings = GradientSettings(),  # noqa: B008 - frozen
 ) -> ScorerIdentity:
     """What scores sentences in this way."""
-    names = ("layers", "reduction", "weighting") if gradient else ("layers",) if states else ()
+    names = _NAMED if gradient else _NAMED[:1] if states else ()
     named = {name: str(getattr(settings, name)) for name in names}
     if states:
         named["states"] = "True"  # what is not read leaves the identity as it was before it could be
     return ScorerIdentity(name="sentences", version=_VERSION, settings={"gradient": str(gradient), **named})
 
 
-def _with_states(
-    model: WhiteBoxModel, generation: Generation, found: Sequence[Sentence], settings: GradientSettings
-) -> tuple[Sentence, ...]:
-    read = span_states(
-        model, generation, [(each.start, each.stop) for each in found], settings.deep(model.layout.depth)
-    )
-    return tuple(replace(each, states=own) for each, own in zip(found, read, strict=True))
+def by_settings(scorer: Scorer, settings: Mapping[str, str]) -> BySentence:
+    """The scorer of sentences whose identity has these settings, where there is one; else another, which is refused."""
+    gradient, states = (settings.get(name) == "True" for name in ("gradient", "states"))
+    named: dict[str, Any] = {name: settings[name] for name in _NAMED if name in settings}
+    try:
+        return BySentence(scorer, gradient=gradient, states=states, settings=GradientSettings(**named))
+    except ConfigurationError:
+        return BySentence(scorer, gradient=gradient, states=states)
+
+
+def _with_states(found: Sequence[Sentence], states: Sequence[States | None]) -> tuple[Sentence, ...]:
+    return tuple(replace(each, states=own) for each, own in zip(found, states, strict=True))
 
 
 def _no_prose(generation: Generation) -> str:

@@ -8,10 +8,13 @@ the others and every number fits into float16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from hallucination_guard.errors import InputError
+from hallucination_guard.model.keeping import KeptTrace
 from hallucination_guard.model.replay import Replay, replay
 from hallucination_guard.model.view import undisturbed
 from hallucination_guard.model.white_box import WhiteBoxModel
@@ -50,29 +53,35 @@ def states_of(run: Replay, row: int, own: slice, layers: range, depth: int) -> S
 @torch.no_grad()
 def span_states(
     model: WhiteBoxModel, generation: Generation, spans: Sequence[tuple[int, int]], layers: range
-) -> tuple[States, ...]:
+) -> tuple[tuple[States, ...], Generation]:
     """The states of spans of an answer, by one forward of the deep half.
 
     Args:
         model: the :class:`~hallucination_guard.WhiteBoxModel` that the generation belongs to.
-        generation: with an anchor.
-        spans: (start, stop) in tokens of the answer, S of them.
+        generation: with an anchor; what was kept of drawing it is taken, as by every score.
+        spans: (start, stop) in tokens of the answer, 0 ≤ start < stop ≤ T; S of them.
         layers: the deep half, see :meth:`~hallucination_guard.scoring.gradients.GradientSettings.deep`.
 
     Returns:
-        S of them. What they say of a token does not change with what follows it.
+        S of them, and the generation with what was kept or read, so that what is scored next need not read it again.
+        What they say of a token does not change with what follows it.
 
     Raises:
         AnchorError: if the generation has no anchor.
+        InputError: if a span is not inside the answer.
     """
+    length = len(generation.response_token_ids)
+    if odd := [each for each in spans if not 0 <= each[0] < each[1] <= length]:
+        raise InputError(f"the span {odd[0]!r} is not in an answer of {length} tokens", hint="count from its first one")
     trace = model.trace(generation, layers)
     with undisturbed(model.model, grad=False):
         run = replay(model.model, model.layout, [trace], layers, whole=True)
-    first = trace.states.shape[0] - len(generation.response_token_ids) + 1  # the position of the answer's first token
+    first = trace.states.shape[0] - length + 1  # the position of the answer's first token
     chosen = probed_layers(layers, model.layout.depth)
-    # The last token of an answer that was cut is never read: then the one before it stands for it.
+    # The last token of an answer that was cut is never read: where it is all there is, the one before it stands for it.
     mixed = _mixed(run, 0, slice(min(first, trace.entering.shape[0] - 1), None), layers, chosen)
-    return tuple(_states(mixed[min(start, len(mixed) - 1) : stop], chosen) for start, stop in spans)
+    found = tuple(_states(mixed[min(start, len(mixed) - 1) : stop], chosen) for start, stop in spans)
+    return found, replace(generation, _trace=KeptTrace(trace))
 
 
 def _mixed(run: Replay, row: int, own: slice, layers: range, chosen: Sequence[int]) -> Tensor:

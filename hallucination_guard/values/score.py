@@ -39,6 +39,7 @@ class Score:
         states: what a probe can read of the answer; None where the pass had none.
         seconds: wall time of scoring.
         sentences: of the answer, in order, where they were measured; empty where they were not.
+        sentence_scorer: what measured these; None where there are none, or a record does not say.
 
     Raises:
         ValueError: on a non-finite number, a score without ``scored``, or a missing reason.
@@ -55,6 +56,7 @@ class Score:
     states: States | None = field(default=None, repr=False)
     seconds: float = 0.0
     sentences: tuple[Sentence, ...] = ()
+    sentence_scorer: ScorerIdentity | None = None
 
     def __post_init__(self) -> None:
         if self.status != "scored" and self.sentences:

@@ -63,6 +63,8 @@ class Sentence:
             raise ValueError(f"a sentence of {self.end - self.begin} characters has a text of {len(self.text)}")
         if not self.scores:
             raise ValueError("a sentence has no scores")
+        if not isinstance(self.states, States | None):
+            raise ValueError(f"the states of a sentence are {type(self.states).__name__}")
         for name, value in self.scores.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"score {name!r} of a sentence is {value!r}, not a finite number")

@@ -162,6 +162,29 @@ def test_rows_come_back_from_their_file(tmp_path: Path) -> None:
     assert read_responses(tmp_path / "r.jsonl") == responses()
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"model": {"fingerprint": ["a"]}},
+        {"model": {"fingerprint": None}},
+        {"model": {"fingerprint": "\\ud800"}},
+        {"model": {"structure": 1}},
+        {"scorer": {"version": 1}},
+        {"scorer": {"settings": None}},
+        {"scorer": {"settings": [1]}},
+        {"scorer": {"settings": {"gradient": False}}},
+        {"sentences": [{"scores": {"mean_nll": 1.0}, "correct": True, "states": {"x": 1}}]},
+    ],
+)
+def test_a_row_of_odd_types_is_refused_by_line(tmp_path: Path, edit: dict[str, Any]) -> None:
+    row = responses(1)[0].to_json_dict()
+    for name, change in edit.items():
+        row[name] = {**row[name], **change} if isinstance(change, dict) else change
+    (tmp_path / "r.jsonl").write_text(json.dumps(row).replace("\\\\ud800", "\\ud800"))
+    with pytest.raises(InputError, match="line 1"):
+        read_responses(tmp_path / "r.jsonl")
+
+
 @pytest.mark.parametrize("text", ["", "{}\n", "no json\n", '{"id": 1}\n'])
 def test_what_is_no_row_is_refused_by_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.jsonl").write_text(text)
@@ -210,6 +233,7 @@ def test_the_command_wants_score_and_alpha_and_no_judge(tmp_path: Path, argument
 
 
 D = 16
+READING = replace(SCORER, settings={"gradient": "False", "layers": "paper", "states": "True"})
 
 
 def knowing(n: int = 160, seed: int = 0) -> list[LabelledResponse]:
@@ -227,7 +251,7 @@ def knowing(n: int = 160, seed: int = 0) -> list[LabelledResponse]:
             sentences.append(
                 LabelledSentence(scores={"mean_nll": nll, "sequence_nll": 3 * nll}, correct=correct, states=states)
             )
-        made.append(replace(response, sentences=tuple(sentences)))
+        made.append(replace(response, sentences=tuple(sentences), scorer=READING))
     return made
 
 
@@ -261,7 +285,8 @@ class TestFused:
         for each in (by_id[name] for name in by_id if name not in first_seen):
             scored = found.completed([as_sentence(own) for own in each.sentences])
             pairs = zip(scored, each.sentences, strict=True)
-            failing += any(one.scores[FUSED] <= threshold.threshold and own.correct is False for one, own in pairs)
+            kept = [own for one, own in pairs if one.scores[found.backoffs[0].score] <= threshold.threshold]
+            failing += any(own.correct is False for own in kept)
         assert failing == threshold.failures > 0
 
     def test_labels_that_the_thresholds_read_do_not_touch_the_weights(self) -> None:
@@ -291,9 +316,16 @@ class TestFused:
         rows = knowing()
         found = fused(rows)
         [first] = found.completed([as_sentence(rows[0].sentences[0])])
-        assert found.fusion is not None and found.fusion.probe is not None
-        assert {FUSED, found.fusion.probe.name} <= set(first.scores)
+        assert set(first.scores) == {"mean_nll", "sequence_nll", found.backoffs[0].score}
         assert found.completed([replace(first, states=None)]) == (replace(first, states=None),)
+
+    def test_what_other_weights_said_is_not_taken_for_it(self) -> None:
+        one, other = fused(knowing()), fused(knowing(seed=1))
+        [first] = one.completed([as_sentence(knowing()[0].sentences[0])])
+        assert one.backoffs[0].score != other.backoffs[0].score not in first.scores
+        [both] = other.completed([first])
+        bare = other.completed([as_sentence(knowing()[0].sentences[0])])[0]
+        assert both.scores[other.backoffs[0].score] == bare.scores[other.backoffs[0].score]
 
     def test_a_sentence_without_states_is_refused_and_gets_no_number(self) -> None:
         rows = knowing()
@@ -344,6 +376,31 @@ class TestFused:
         )
         assert SentenceCalibration.load(tmp_path / "s.json").thresholds == fused(knowing()).thresholds
         assert "80 other responses" in capsys.readouterr().out
+
+    def test_labels_of_few_questions_are_too_few_however_many_sentences_they_have(self) -> None:
+        """All wrong ones in one response: a fold without it has only right ones."""
+        rows = [
+            replace(each, sentences=tuple(replace(own, correct=at != 3) for own in each.sentences * 4))
+            for at, each in enumerate(knowing(100))
+        ]
+        found = fused(rows, share=0.9)
+        assert found.fusion is not None and found.fusion.probe is None and "too few" in found.fusion.why
+
+    def test_states_that_the_scorer_does_not_read_are_refused(self) -> None:
+        with pytest.raises(CalibrationError, match="reads none"):
+            fused([replace(each, scorer=SCORER) for each in knowing()])
+
+    def test_a_row_that_cannot_be_used_is_named(self) -> None:
+        rows = knowing()
+        last = max(rows, key=lambda each: each.id not in self._fit_part(rows))
+        odd = replace(last, sentences=(replace(last.sentences[0], states=None), *last.sentences[1:]))
+        with pytest.raises(CalibrationError, match=last.id):
+            fused([odd if each is last else each for each in rows])
+
+    @pytest.mark.parametrize("change", [{"fitted": 100000}, {"fitted": True}, {"responses": 10000}, {"fitted": 0}])
+    def test_an_edited_split_is_refused(self, change: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            SentenceCalibration.model_validate({**fused(knowing()).model_dump(), **change})
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
     def test_a_share_out_of_range_is_refused(self, share: float) -> None:

@@ -323,7 +323,7 @@ def test_what_was_learned_of_sentences_marks_the_wrong_one(
     assert policy(Verdicts()(record), Situation()) == outcome.decision
     assert replay(records(tmp_path / "audit.jsonl"), policy).flips == ()
     kept = json.dumps(record.to_json_dict()["sentences"])
-    assert "fused" in kept and learned.fusion.probe.name in kept and "float16" not in kept
+    assert learned.fusion.name in kept and "float16" not in kept
 
 
 def test_in_steps_what_was_learned_says_the_same(tiny: Any, learned: SentenceCalibration) -> None:
@@ -334,6 +334,34 @@ def test_in_steps_what_was_learned_says_the_same(tiny: Any, learned: SentenceCal
     _, outcome = steps.decide(json.loads(json.dumps(kept)))
     again = one("Who? 200")
     assert outcome.text == again.text and outcome.decision == again.decision
+
+
+@pytest.mark.parametrize("other", [{}, {"gradient": True}, {"states": True, "layers": "official"}], ids=str)
+def test_sentences_that_something_else_scored_are_not_decided_on(
+    tiny: Any, learned: SentenceCalibration, other: dict[str, Any]
+) -> None:
+    from hallucination_guard.scoring import BySentence, GradientSettings, HybridGrad
+
+    layers = other.pop("layers", "paper")
+    scorer = BySentence(HybridGrad(), **other, settings=GradientSettings(layers=layers))
+    first = Steps(Guard(tiny, policy=MarkSentences(score="mean_nll", limit=1e9), scorer=scorer))
+    kept, _ = first.score(first.draw(first.begin("Who?", request_id="r", call=Call())))
+    own = Guard(tiny, policy=MarkSentences(alpha=0.05), sentences=learned)
+    with pytest.raises(ConfigurationError, match="another scorer"):
+        Steps(own).decide(json.loads(json.dumps(kept)))
+
+
+def test_the_scorer_that_a_calibration_is_of_is_the_default(tiny: Any) -> None:
+    from hallucination_guard.scoring import BySentence, GradientSettings, HybridGrad
+
+    settings = GradientSettings(layers="official", weighting="none")
+    for scorer in (
+        BySentence(HybridGrad(), states=True, settings=settings),
+        BySentence(HybridGrad(), gradient=True, settings=settings),
+    ):
+        own = calibration(model=tiny.identity, scorer=scorer.sentences)
+        made = Guard(tiny, policy=MarkSentences(alpha=0.3), sentences=own).scorer
+        assert made.sentences == scorer.sentences  # type: ignore[attr-defined]
 
 
 def test_a_scorer_without_the_states_is_refused(tiny: Any, learned: SentenceCalibration) -> None:

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hallucination_guard.errors import ScoringError
+from hallucination_guard.errors import InputError, ScoringError
 from hallucination_guard.model import WhiteBoxModel
 from hallucination_guard.scoring import BySentence, HybridGrad, Likelihood, score_sentences, semgrad_by_span
 from hallucination_guard.scoring.sentences import locate
+from hallucination_guard.scoring.states import span_states
 from hallucination_guard.values import Score, Sentence
 from hallucination_guard.values.text import has_visible
 
@@ -184,6 +185,38 @@ def test_an_answer_that_was_cut_has_states_too(tiny: WhiteBoxModel) -> None:
             continue
         for each in score_sentences(tiny, made, gradient=False, states=True):
             assert each.states is not None and all(map(math.isfinite, each.states.features))
+
+
+def test_what_was_kept_of_drawing_is_read_once(tiny: WhiteBoxModel) -> None:
+    """With the states there is one forward more of the deep half, and none over the prompt."""
+    tokens = 0
+
+    def count(module: Any, arguments: Any, keywords: Any) -> None:
+        nonlocal tokens
+        tokens += keywords.get("hidden_states", arguments[0] if arguments else None).shape[1]
+
+    prompt = "Who wrote it, and when, and where was she? " * 4
+    seen = {}
+    layers = tiny.layout.list_of(tiny.model)
+    hooks = [each.register_forward_pre_hook(count, with_kwargs=True) for each in layers]
+    try:
+        for states in (False, True):
+            made = tiny.generate(prompt, max_new_tokens=12)
+            tokens = 0
+            [score] = BySentence(HybridGrad(), states=states).batch(tiny, [made])
+            seen[states] = (tokens, score.scores)
+    finally:
+        for each in hooks:
+            each.remove()
+    assert seen[True][0] <= 2 * seen[False][0]
+    assert seen[True][1] == pytest.approx(seen[False][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("span", [(50, 60), (-3, -1), (0, 0), (2, 1)])
+def test_a_span_outside_the_answer_is_refused(tiny: WhiteBoxModel, span: tuple[int, int]) -> None:
+    made = tiny.read("Who?", answer="It was Ada.")
+    with pytest.raises(InputError, match="span"):
+        span_states(tiny, made, [span], tiny.deep_layers)
 
 
 def test_states_are_in_the_identity_only_where_they_are_read() -> None:

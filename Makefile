@@ -19,8 +19,13 @@ export LITELLM_LOCAL_MODEL_COST_MAP := True
 demo: $(VENV)/.demo
 	$(BIN)/hallucination-guard demo
 
+# What calls the command line and the examples is mostly processes that load torch: it runs beside all the rest.
+APART := tests/cli tests/test_examples.py
+
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider $(APART) > $(VENV)/apart.log 2>&1 & apart=$$!; \
+	$(BIN)/python -m pytest $(APART:%=--ignore=%); rest=$$?; \
+	wait $$apart; ran=$$?; cat $(VENV)/apart.log; exit $$((rest | ran))
 
 # The integrations against the real libraries. pytest fails where it collects nothing.
 frameworks: $(FRAMEWORKS:%=framework-%)

@@ -136,6 +136,7 @@ def read_responses(path: str | Path) -> Sequence[LabelledResponse]:
 def _response(line: bytes, where: str) -> LabelledResponse:
     try:
         row = from_json(line)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text: it could not be written again
         return LabelledResponse(
             model=ModelIdentity(**row.pop("model")),
             scorer=ScorerIdentity(**row.pop("scorer")),

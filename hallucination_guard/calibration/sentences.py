@@ -99,7 +99,7 @@ class SentenceThreshold(_Part):
     def _adds_up(self) -> Self:
         if (self.delta is None) != (self.guarantee == "average"):
             raise ValueError(f"the guarantee is {self.guarantee!r} with delta {self.delta!r}")
-        if not self.failures / self.n <= self.bound <= self.alpha + 1e-9:
+        if self.failures > self.n or not self.failures / self.n <= self.bound <= self.alpha + 1e-9:
             raise ValueError(f"{self.failures} of {self.n} with the bound {self.bound:g} do not show {self.alpha:g}")
         plain = self.model_dump(exclude={"id"})
         found = hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

@@ -27,7 +27,19 @@ from hallucination_guard.audit.chain import anchor_path
 from hallucination_guard.audit.labels import labels_of, labels_path, read_labels
 from hallucination_guard.audit.query import tail
 from hallucination_guard.audit.sample import draw_sample, draw_value, read_sample, sample_path
-from hallucination_guard.calibration import FUSED, Labelled, calibrate, read_labelled, write_labelled
+from hallucination_guard.calibration import (
+    FUSED,
+    Labelled,
+    LabelledResponse,
+    LabelledSentence,
+    SentenceCalibration,
+    calibrate,
+    calibrate_sentences,
+    read_labelled,
+    read_responses,
+    write_labelled,
+    write_responses,
+)
 from hallucination_guard.demo import BM25Retriever
 from hallucination_guard.errors import GuardError
 from hallucination_guard.evaluation.data import read_items
@@ -36,7 +48,7 @@ from hallucination_guard.model.profile import Place, Profile
 from hallucination_guard.rows import Partial
 from hallucination_guard.rows.rows import read_lines
 from hallucination_guard.testing import ScriptedModel, ScriptedScorer
-from hallucination_guard.values import Conditions, Score, Situation, Verdict
+from hallucination_guard.values import Conditions, Score, ScorerIdentity, Situation, States, Verdict
 from hallucination_guard_policies import AbstainBelow, load_policy
 
 _spec = importlib.util.spec_from_file_location("mutate", Path(__file__).with_name("mutate.py"))
@@ -67,6 +79,29 @@ def answers() -> list[Labelled]:
             conditions=Conditions.of(MODEL.generate("Who?")),
         )
         for at in range(200)
+    ]
+
+
+def responses(count: int) -> list[LabelledResponse]:
+    """Of three sentences each, with states that know which one is wrong."""
+    random = Random(1)
+
+    def sentence() -> LabelledSentence:
+        doubt = random.random()
+        correct = None if random.random() < 0.1 else random.random() > doubt**2
+        states = States(layers=(1,), mean=(doubt, random.random()), last=(random.random(), doubt))
+        return LabelledSentence(scores={"mean_nll": doubt, "sequence_nll": 2 * doubt}, correct=correct, states=states)
+
+    return [
+        LabelledResponse(
+            id=f"q{at}",
+            judge="made up",
+            sentences=(sentence(), sentence(), sentence()),
+            model=MODEL.identity,
+            scorer=ScorerIdentity(name="sentences", version="1", settings={"states": "True"}),
+            conditions=Conditions.of(MODEL.generate("Who?")),
+        )
+        for at in range(count)
     ]
 
 
@@ -112,6 +147,22 @@ def _calibration(path: Path, original: bytes) -> None:
     whole = Calibration.load(path)
     assert all(each in whole.certificates for each in found.certificates)
     assert not found.certificates or found.covered == whole.covered
+
+
+def _sentences(path: Path, original: bytes) -> None:
+    found = SentenceCalibration.load(path)
+    found.save(path)
+    assert SentenceCalibration.load(path) == found
+    path.write_bytes(original)
+    whole = SentenceCalibration.load(path)
+    assert all(each in whole.thresholds for each in found.thresholds)
+    assert not found.thresholds or found.backoffs[0].score == whole.backoffs[0].score
+
+
+def _responses(path: Path, original: bytes) -> None:
+    found = read_responses(path)
+    write_responses(path, found)
+    assert read_responses(path) == found
 
 
 def _profile(path: Path, original: bytes) -> None:
@@ -180,6 +231,12 @@ def written(kind: str, folder: Path) -> Path:
             calibrate(answers(), alphas=[0.3, 0.4]).save(path)
         case "fused calibration":
             calibrate(answers(), score=FUSED, map="isotonic", alphas=[0.4]).save(path)
+        case "calibration of sentences":
+            calibrate_sentences(responses(80), score="mean_nll", alphas=[0.3, 0.4], at_most=[0, 1]).save(path)
+        case "fused calibration of sentences":
+            calibrate_sentences(responses(160), score=FUSED, alphas=[0.4]).save(path)
+        case "labelled responses":
+            write_responses(path, responses(4))
         case "profile":
             place = Place(index=-1, raw=0.5, centred=0.4, nearest=0.3)
             Profile(
@@ -228,6 +285,9 @@ KINDS: dict[str, Reads] = {
     "label table": _label_file,
     "calibration": _calibration,
     "fused calibration": _calibration,
+    "calibration of sentences": _sentences,
+    "fused calibration of sentences": _sentences,
+    "labelled responses": _responses,
     "profile": _profile,
     "policy": _policy,
     "policy in JSON": _policy,

@@ -336,6 +336,7 @@ def test_in_steps_what_was_learned_says_the_same(tiny: Any, learned: SentenceCal
     assert outcome.text == again.text and outcome.decision == again.decision
 
 
+@pytest.mark.fault("graph", "what scored a draft's sentences is not the guard's scorer", "the call is refused")
 @pytest.mark.parametrize("other", [{}, {"gradient": True}, {"states": True, "layers": "official"}], ids=str)
 def test_sentences_that_something_else_scored_are_not_decided_on(
     tiny: Any, learned: SentenceCalibration, other: dict[str, Any]
@@ -371,6 +372,7 @@ def test_a_scorer_without_the_states_is_refused(tiny: Any, learned: SentenceCali
         Guard(tiny, policy=MarkSentences(alpha=0.05), sentences=learned, scorer=BySentence(HybridGrad()))
 
 
+@pytest.mark.fault("scorer", "the states of its sentences are missing", "an error, nothing leaves")
 def test_states_that_are_not_there_let_nothing_out(
     tiny: Any, learned: SentenceCalibration, sink: MemorySink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,7 +342,7 @@ def _auroc(wrong: np.ndarray, score: np.ndarray) -> float:
     return float((rankdata(score)[wrong].sum() - n * (n + 1) / 2) / (n * (len(wrong) - n)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Left:
     """What thresholds calibrated on a part leave of the rest, mean over many splits; see ``Retention``.
 
@@ -382,16 +382,27 @@ def backed_off(
         ]
         for each in fitted.thresholds:
             found[each.guarantee, each.at_most, each.alpha].append(_left(others, each.threshold, each.at_most))
-    means = {key: np.nanmean(np.array(rows), axis=0).tolist() for key, rows in found.items()}
-    names = ("sentences", "right", "wrong", "empty", "failing")
-    return {key: Left(**dict(zip(names, row, strict=True))) for key, row in means.items()}
+    return {key: Left(*np.nanmean(np.array(rows), axis=0).tolist()) for key, rows in found.items()}
 
 
 def _left(others: Sequence[Scored], threshold: float, k: int) -> tuple[float, float, float, float, float]:
+    """The fields of ``Left``, of one split."""
     kept = retention(others, threshold)
     sure = [correct for each in others for score, correct in each if score <= threshold and correct is not None]
     failing = np.mean([limit <= threshold for limit in limits(others, at_most=k)])
     return kept.sentences, kept.right, sure.count(False) / len(sure) if sure else math.nan, kept.empty, float(failing)
+
+
+def with_chance(responses: Sequence[LabelledResponse]) -> list[LabelledResponse]:
+    """The same with a score that is drawn at random."""
+    rng = np.random.default_rng(0)
+    return [
+        replace(
+            each,
+            sentences=tuple(replace(own, scores={**own.scores, "chance": rng.random()}) for own in each.sentences),
+        )
+        for each in responses
+    ]
 
 
 def report(options: argparse.Namespace) -> int:
@@ -418,15 +429,8 @@ def report(options: argparse.Namespace) -> int:
         score = table.scores[name]
         less = "" if np.isnan(score).any() else str(gain(fused, score, table.wrong, ids, level=0.95))
         print(f"| {name} | {value:.3f} ({low:.3f} to {high:.3f}) | {within(table, score):.3f} | {less} |")
-    chance = np.random.default_rng(0)
-    with_chance = [
-        replace(
-            each,
-            sentences=tuple(replace(own, scores={**own.scores, "chance": chance.random()}) for own in each.sentences),
-        )
-        for each in responses
-    ]
-    left = {name: backed_off(with_chance, name, part=options.part, times=options.times) for name in options.scores}
+    drawn = with_chance(responses)
+    left = {name: backed_off(drawn, name, part=options.part, times=options.times) for name in options.scores}
     for guarantee in ("certified", "average"):
         used = round(options.part * len(rows))
         print(f"\n{guarantee}; calibrated on {used} responses, kept of the others (mean of {options.times} splits)")

@@ -205,37 +205,44 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=200, help="size of a calibration set")
     options = parser.parse_args()
     settings = {"n": options.n, "delta": options.delta, "draws": options.draws}
-    tables: dict[str, Iterator[Result]] = {}
+    broken = 0
     try:
         given = {f"{path}, {options.score}": read_responses(path) for path in options.responses}
         if options.score == FUSED:
-            pools = given or {"made-up responses, fused": with_states()}
-            tables = {title: validity_fused(pool, **settings) for title, pool in pools.items()}
+            for title, pool in (given or {"made-up responses, fused": with_states()}).items():
+                broken += _print(title, _scored(pool, None), validity_fused(pool, **settings))
         else:
-            scored = {
-                title: [[(own.scores[options.score], own.correct) for own in each.sentences] for each in pool]
-                for title, pool in given.items()
-            }
+            scored = {title: _scored(pool, options.score) for title, pool in given.items()}
             scored = scored or {f"{kind} scores": made_up(kind) for kind in ("telling", "weak", "blind", "coarse")}
-            tables = {title: validity(pool, **settings) for title, pool in scored.items()}
+            for title, pairs in scored.items():
+                broken += _print(title, pairs, validity(pairs, **settings))
     except GuardError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyError as error:
         print(f"a sentence has no score {error}", file=sys.stderr)
         return 2
-    broken = 0
-    for title, results in tables.items():
-        print(f"\n{title}")
-        print(f"{'guarantee':<11}{'k':>3}{'α':>6}{'measured':>10}{'allowed':>9}{'kept':>7}{'empty':>7}")
-        for each in results:
-            broken += each.broken
-            said = "  INFEASIBLE" if each.infeasible else "  TOO OFTEN" if each.broken else ""
-            print(
-                f"{each.guarantee:<11}{each.at_most:>3}{each.alpha:6g}{each.measured:10.3f}{each.allowed:9.3f}"
-                f"{each.kept:7.3f}{each.empty:7.3f}{said}"
-            )
     return int(broken > 0)
+
+
+def _scored(pool: Sequence[LabelledResponse], score: str | None) -> list[Scored]:
+    """The sentences of each response by one score, 0 where there is none yet."""
+    return [[(own.scores[score] if score else 0.0, own.correct) for own in each.sentences] for each in pool]
+
+
+def _print(title: str, pool: Sequence[Scored], results: Iterator[Result]) -> int:
+    """The table; how many broke their word."""
+    labels, broken = [correct for each in pool for _, correct in each], 0
+    print(f"\n{title}: {len(pool)} responses, {labels.count(False) / len(labels):.1%} of their sentences wrong")
+    print(f"{'guarantee':<11}{'k':>3}{'α':>6}{'measured':>10}{'allowed':>9}{'kept':>7}{'empty':>7}")
+    for each in results:
+        broken += each.broken
+        said = "  INFEASIBLE" if each.infeasible else "  TOO OFTEN" if each.broken else ""
+        print(
+            f"{each.guarantee:<11}{each.at_most:>3}{each.alpha:6g}{each.measured:10.3f}{each.allowed:9.3f}"
+            f"{each.kept:7.3f}{each.empty:7.3f}{said}"
+        )
+    return broken
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from hallucination_guard.errors import ConfigurationError, ScoringError
+from hallucination_guard.errors import ScoringError
 from hallucination_guard.model.white_box import WhiteBoxModel
 from hallucination_guard.scoring.gradients import GradientSettings
 from hallucination_guard.scoring.scorers import Likelihood, cheap_scores, check_own, nothing_to_measure, white_box
@@ -28,6 +28,9 @@ __all__ = ["BySentence", "score_sentences"]
 
 _VERSION = "1"
 _NAMED = ("layers", "reduction", "weighting")  # the settings of a gradient, the first one also of states
+
+_Places: TypeAlias = tuple[list[tuple[int, int]], list[tuple[int, int]]]
+"""Of each sentence its tokens, and its characters in the content."""
 
 
 def score_sentences(
@@ -59,18 +62,11 @@ def score_sentences(
             is another model's.
     """
     check_own(model, generation)
-    ranges, characters = _found(model, generation)
-    read_states: tuple[States | None, ...] = (None,) * len(ranges)
+    places = _found(model, generation)
+    read: tuple[States, ...] = ()
     if states:
-        read_states, generation = span_states(model, generation, ranges, settings.deep(model.layout.depth))
-    if gradient:
-        read = measure_spans(model, generation, ranges, settings)
-        more = [{"semgrad": own, "semgrad_share": share} for own, share in zip(read.alone, read.shares, strict=True)]
-        found = _sentences(generation, ranges, characters, read.entropies, read.logprobs, more)
-    else:
-        whole = Likelihood(thinking="counted")(model, generation)
-        found = _sentences(generation, ranges, characters, whole.token_entropies, whole.token_logprobs)
-    return _with_states(found, read_states)
+        read, generation = span_states(model, generation, places[0], settings.deep(model.layout.depth))
+    return _with_states(_measured(model, generation, places, gradient=gradient, settings=settings), read)
 
 
 @dataclass(frozen=True)
@@ -111,40 +107,40 @@ class BySentence:
         """One score a generation, in order."""
         white = white_box(model)
         read = [self._read(white, each) for each in generations]
-        scores = self.scorer.batch(model, [each for _, each in read])
-        return [
-            self._with(white, generation, score, states)
-            for (states, generation), score in zip(read, scores, strict=True)
-        ]
+        scores = self.scorer.batch(model, [generation for generation, _, _ in read])
+        return [self._with(white, score, *each) for score, each in zip(scores, read, strict=True)]
 
-    def _read(self, model: WhiteBoxModel, generation: Generation) -> tuple[tuple[States, ...], Generation]:
-        """The states of the sentences, first: the scorer uses up what was kept of drawing them."""
+    def _read(
+        self, model: WhiteBoxModel, generation: Generation
+    ) -> tuple[Generation, _Places | None, tuple[States, ...]]:
+        """Where the sentences are and their states, first: the scorer uses up what was kept of drawing them."""
         if not self.states or nothing_to_measure(generation, "left_out") or _no_prose(generation):
-            return (), generation
+            return generation, None, ()
         check_own(model, generation)
-        ranges, _ = _found(model, generation)
-        return span_states(model, generation, ranges, self.settings.deep(model.layout.depth))
+        places = _found(model, generation)
+        states, generation = span_states(model, generation, places[0], self.settings.deep(model.layout.depth))
+        return generation, places, states
 
     def _with(
-        self, model: WhiteBoxModel, generation: Generation, score: Score, states: Sequence[States | None]
+        self,
+        model: WhiteBoxModel,
+        score: Score,
+        generation: Generation,
+        places: _Places | None,
+        states: tuple[States, ...],
     ) -> Score:
         if score.status != "scored" or _no_prose(generation):
             return score
-        found = self._found(model, generation, score)
-        return replace(
-            score, sentences=_with_states(found, states or [None] * len(found)), sentence_scorer=self.sentences
-        )
-
-    def _found(self, model: WhiteBoxModel, generation: Generation, score: Score) -> tuple[Sentence, ...]:
-        if self.gradient:
-            return score_sentences(model, generation, settings=self.settings)
+        places = places or _found(model, generation)
         own = len(generation.response_token_ids) - generation.thinking
         entropies, logprobs = score.token_entropies[-own:], score.token_logprobs[-own:]
-        if len(entropies) != own:  # this scorer does not say what it read of each token
-            return score_sentences(model, generation, gradient=False)
-        ranges, characters = _found(model, generation)
-        before = (0.0,) * generation.thinking
-        return _sentences(generation, ranges, characters, before + entropies, before + logprobs)
+        if self.gradient or len(entropies) != own:  # not every scorer says what it read of each token
+            check_own(model, generation)
+            found = _measured(model, generation, places, gradient=self.gradient, settings=self.settings)
+        else:
+            before = (0.0,) * generation.thinking
+            found = _sentences(generation, places, before + entropies, before + logprobs)
+        return replace(score, sentences=_with_states(found, states), sentence_scorer=self.sentences)
 
 
 def sentence_scorer(
@@ -162,17 +158,32 @@ def sentence_scorer(
 
 
 def by_settings(scorer: Scorer, settings: Mapping[str, str]) -> BySentence:
-    """The scorer of sentences whose identity has these settings, where there is one; else another, which is refused."""
+    """The scorer of sentences whose identity has these settings.
+
+    Raises:
+        ConfigurationError: if there is no such gradient.
+    """
     gradient, states = (settings.get(name) == "True" for name in ("gradient", "states"))
     named: dict[str, Any] = {name: settings[name] for name in _NAMED if name in settings}
-    try:
-        return BySentence(scorer, gradient=gradient, states=states, settings=GradientSettings(**named))
-    except ConfigurationError:
-        return BySentence(scorer, gradient=gradient, states=states)
+    return BySentence(scorer, gradient=gradient, states=states, settings=GradientSettings(**named))
 
 
-def _with_states(found: Sequence[Sentence], states: Sequence[States | None]) -> tuple[Sentence, ...]:
+def _with_states(found: tuple[Sentence, ...], states: tuple[States, ...]) -> tuple[Sentence, ...]:
+    if not states:  # none were read
+        return found
     return tuple(replace(each, states=own) for each, own in zip(found, states, strict=True))
+
+
+def _measured(
+    model: WhiteBoxModel, generation: Generation, places: _Places, *, gradient: bool, settings: GradientSettings
+) -> tuple[Sentence, ...]:
+    """By a pass of their own."""
+    if not gradient:
+        whole = Likelihood(thinking="counted")(model, generation)
+        return _sentences(generation, places, whole.token_entropies, whole.token_logprobs)
+    read = measure_spans(model, generation, places[0], settings)
+    more = [{"semgrad": own, "semgrad_share": share} for own, share in zip(read.alone, read.shares, strict=True)]
+    return _sentences(generation, places, read.entropies, read.logprobs, more)
 
 
 def _no_prose(generation: Generation) -> str:
@@ -183,7 +194,7 @@ def _no_prose(generation: Generation) -> str:
     return ""
 
 
-def _found(model: WhiteBoxModel, generation: Generation) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _found(model: WhiteBoxModel, generation: Generation) -> _Places:
     """Of each sentence its tokens, and its characters in the content."""
     reason = nothing_to_measure(generation, "left_out") or _no_prose(generation)
     if reason:
@@ -195,7 +206,7 @@ def _found(model: WhiteBoxModel, generation: Generation) -> tuple[list[tuple[int
     return locate(texts, generation.thinking, content)
 
 
-def locate(texts: Sequence[str], thinking: int, content: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def locate(texts: Sequence[str], thinking: int, content: str) -> _Places:
     """Of each sentence of ``content`` its tokens and its characters.
 
     Args:
@@ -231,8 +242,7 @@ def locate(texts: Sequence[str], thinking: int, content: str) -> tuple[list[tupl
 
 def _sentences(
     generation: Generation,
-    ranges: Sequence[tuple[int, int]],
-    characters: Sequence[tuple[int, int]],
+    places: _Places,
     entropies: Sequence[float],
     logprobs: Sequence[float],
     more: Sequence[dict[str, float]] | None = None,
@@ -247,5 +257,5 @@ def _sentences(
             text=content[begin:end],
             scores={**cheap_scores(entropies[start:stop], logprobs[start:stop]), **(more[at] if more else {})},
         )
-        for at, ((start, stop), (begin, end)) in enumerate(zip(ranges, characters, strict=True))
+        for at, ((start, stop), (begin, end)) in enumerate(zip(*places, strict=True))
     )
